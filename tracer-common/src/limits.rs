@@ -1,0 +1,36 @@
+//! Sizes of what the kernel side keeps and copies. All memory is fixed when the maps are made, so it
+//! does not grow with load, threads or CPUs.
+
+/// Bytes of a call's data (payload, text, option value, poll items) that travel inside the call's own
+/// record. More goes as a [`DataRecord`](crate::record::DataRecord) of its own.
+pub const INLINE_DATA_BYTES: usize = 64;
+
+/// The most that one call's data can be, and so the upper bound of `-s`.
+pub const MAX_DATA_BYTES: usize = 4096;
+
+/// Bytes kept of an endpoint, a topic or another option value, whatever `-s` says.
+pub const MAX_TEXT_BYTES: usize = 256;
+
+/// Parts of a `zmq_sendiov` or `zmq_recviov` whose sizes are summed up; beyond it the size is unknown.
+pub const MAX_IOV_PARTS: usize = 32;
+
+/// Threads that can be inside libzmq at the same time, over all targets. One more is counted as
+/// [`Loss::ThreadTableFull`](crate::record::Loss::ThreadTableFull).
+pub const MAX_THREADS: u32 = 8192;
+
+/// Target processes.
+pub const MAX_TARGETS: u32 = 1024;
+
+/// libzmq copies that are told apart within one process.
+pub const MAX_LIBRARIES: usize = 4;
+
+/// Addresses of closed sockets whose generation is remembered, least recently used first out.
+pub const MAX_CLOSED_SOCKETS: u32 = 65_536;
+
+/// Distinct (socket, call, errno) that `stat` counts. One more is counted as
+/// [`Loss::TotalsFull`](crate::record::Loss::TotalsFull).
+pub const MAX_TOTALS: u32 = 4096;
+
+/// Calls of one thread that can be in flight and reported at the same time: the outermost one, and one
+/// that a callback of the program makes inside it.
+pub const MAX_NESTED_FRAMES: usize = 2;

@@ -1,0 +1,365 @@
+//! The raw records of the ring buffer and the values of the shared maps.
+//!
+//! All are `repr(C)` with explicit padding and hold plain integers only, so that every bit pattern is
+//! valid. A record in the ring begins with its [`RecordKind`] as one byte.
+
+use crate::limits::{INLINE_DATA_BYTES, MAX_LIBRARIES, MAX_NESTED_FRAMES};
+
+/// First byte of every record in the ring buffer.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// A [`CallRecord`].
+    Call = 1,
+    /// A [`DataRecord`].
+    Data = 2,
+    /// A [`ThreadRecord`]: a thread made its first call.
+    ThreadStart = 3,
+    /// A [`ThreadRecord`]: a thread that had made calls ended.
+    ThreadExit = 4,
+    /// A [`ThreadRecord`]: a target replaced its program by `execve`.
+    ProcessExec = 5,
+}
+
+impl RecordKind {
+    /// The kind that a record's first byte names.
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Call),
+            2 => Some(Self::Data),
+            3 => Some(Self::ThreadStart),
+            4 => Some(Self::ThreadExit),
+            5 => Some(Self::ProcessExec),
+            _ => None,
+        }
+    }
+}
+
+/// [`CallRecord::flags`]: `errno` was read from the thread's own variable.
+pub const FLAG_ERRNO_KNOWN: u8 = 1;
+/// [`CallRecord::flags`]: `size` is known.
+pub const FLAG_SIZE_KNOWN: u8 = 1 << 1;
+/// [`CallRecord::flags`]: whether more parts follow is known.
+pub const FLAG_MORE_KNOWN: u8 = 1 << 2;
+/// [`CallRecord::flags`]: more parts follow.
+pub const FLAG_MORE: u8 = 1 << 3;
+/// [`CallRecord::flags`]: the target's memory could not be read; `data` is shorter than it should be.
+pub const FLAG_DATA_FAULT: u8 = 1 << 4;
+/// [`CallRecord::flags`]: the data came before in a [`DataRecord`] with the same thread and sequence.
+pub const FLAG_DATA_APART: u8 = 1 << 5;
+/// [`CallRecord::flags`]: the data had to go in a [`DataRecord`] and the ring was full.
+pub const FLAG_DATA_LOST: u8 = 1 << 6;
+/// [`CallRecord::flags`]: a text is longer than [`MAX_TEXT_BYTES`](crate::limits::MAX_TEXT_BYTES).
+pub const FLAG_TEXT_CUT: u8 = 1 << 7;
+
+/// One libzmq call. In flight it lies in its thread's [`ThreadSlot`]; at the return it is completed
+/// there and copied to the ring, cut behind the bytes of `data` that are used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CallRecord {
+    /// [`RecordKind::Call`].
+    pub kind: u8,
+    /// Index in [`FUNCTIONS`](crate::function::FUNCTIONS).
+    pub function: u8,
+    /// Which libzmq of the process, in the order in which they were found.
+    pub library: u8,
+    /// `FLAG_*`.
+    pub flags: u8,
+    /// Bytes used in `data`, at most [`INLINE_DATA_BYTES`].
+    pub data_len: u32,
+    /// CLOCK_MONOTONIC at entry.
+    pub entry_ns: u64,
+    /// CLOCK_MONOTONIC at return; 0 while in flight.
+    pub return_ns: u64,
+    /// Process.
+    pub tgid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// Counts the calls of this thread, so that data records find their call.
+    pub sequence: u32,
+    /// `errno` after the call; see [`FLAG_ERRNO_KNOWN`].
+    pub errno: i32,
+    /// The whole return register; its type is [`Returns`](crate::function::Returns).
+    pub ret: i64,
+    /// Bytes of the message part (or parts, for iovecs); see [`FLAG_SIZE_KNOWN`].
+    pub size: u64,
+    /// How often a socket at the handle's address (`zmq_socket`: at the returned one) had been closed
+    /// before.
+    pub generation: u32,
+    /// Explicit padding.
+    pub padding: u32,
+    /// The call's arguments as passed.
+    pub args: [u64; 6],
+    /// Payload, text, option value or poll items: what the function table's capture column says.
+    pub data: [u8; INLINE_DATA_BYTES],
+}
+
+/// Bytes of a [`CallRecord`] before its data.
+pub const CALL_HEADER_BYTES: usize = core::mem::size_of::<CallRecord>() - INLINE_DATA_BYTES;
+
+/// Data of a call that did not fit into its record. Comes before the call's record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DataRecord<const N: usize> {
+    /// [`RecordKind::Data`].
+    pub kind: u8,
+    /// Explicit padding.
+    pub padding: [u8; 3],
+    /// Bytes used in `data`.
+    pub data_len: u32,
+    /// Thread.
+    pub tid: u32,
+    /// [`CallRecord::sequence`] of its call.
+    pub sequence: u32,
+    /// The bytes.
+    pub data: [u8; N],
+}
+
+/// Bytes of a [`DataRecord`] before its data.
+pub const DATA_HEADER_BYTES: usize = core::mem::size_of::<DataRecord<0>>();
+
+/// Life of a thread or process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadRecord {
+    /// A [`RecordKind`].
+    pub kind: u8,
+    /// Explicit padding.
+    pub padding: [u8; 7],
+    /// CLOCK_MONOTONIC.
+    pub ts_ns: u64,
+    /// Process.
+    pub tgid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// Name of the thread, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// A call in flight.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// Stack pointer at entry, which together with the thread is the call's key: a nested or abandoned
+    /// call has another one. 0: no call in flight.
+    pub sp: u64,
+    /// The probe's [`Cookie`](crate::function::Cookie).
+    pub cookie: u64,
+    /// What is known of the call so far.
+    pub call: CallRecord,
+}
+
+/// What the kernel side keeps of a thread: its calls in flight. Written by that thread alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadSlot {
+    /// Sequence of the thread's next call.
+    pub sequence: u32,
+    /// Explicit padding.
+    pub padding: u32,
+    /// Outermost first.
+    pub frames: [Frame; MAX_NESTED_FRAMES],
+}
+
+/// Where one libzmq build keeps what the kernel side reads from its structures.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct LibraryConfig {
+    /// Code of libzmq itself, start and end address: a call that returns there was made by libzmq (a
+    /// monitor's event), not by the program.
+    pub internal_code: [u64; 2],
+    /// Offset in `zmq_msg_t` of its type, which stands between a short message's size and the flags.
+    /// 0: layout not known.
+    pub message_type: u32,
+    /// Offset of the content pointer of a long message, and of a short message's bytes.
+    pub message_content: u32,
+    /// The layouts that builds of this version are known to have; unused ones have a tag at 0.
+    pub sockets: [SocketConfig; 4],
+}
+
+/// One layout of `zmq::socket_base_t`. It applies to a socket when the socket's tag is found at `tag`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct SocketConfig {
+    /// Offset of the tag word [`SOCKET_TAG`].
+    pub tag: u32,
+    /// Offset of the flag that the last part received has successors.
+    pub rcvmore: u32,
+    /// Offset of libzmq's own number of the socket; 0: not known.
+    pub socket_id: u32,
+}
+
+/// Marks a live socket in libzmq's memory (`socket_base_t::check_tag`, 4.1 to 4.3.5).
+pub const SOCKET_TAG: u32 = 0xbadd_ecaf;
+
+/// What the kernel side must know of a target process.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct TargetConfig {
+    /// Offset of `errno` from the thread pointer (negative on x86_64); 0: not known.
+    pub errno_offset: i64,
+    /// By the index in the probe's cookie.
+    pub libraries: [LibraryConfig; MAX_LIBRARIES],
+}
+
+/// Key of [`CallTotals`]: one socket, one call, one outcome.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TotalsKey {
+    /// Address of the socket, or of the context or poller; 0 where the call has none.
+    pub handle: u64,
+    /// Process.
+    pub tgid: u32,
+    /// See [`CallRecord::generation`].
+    pub generation: u32,
+    /// `errno` of a failed call, -1 where it could not be read; 0 for success.
+    pub errno: i32,
+    /// See [`CallRecord::function`].
+    pub function: u8,
+    /// See [`CallRecord::library`].
+    pub library: u8,
+    /// Explicit padding.
+    pub padding: [u8; 2],
+}
+
+/// Sub-buckets an octave of duration is divided into, as a power of two.
+pub const BUCKETS_PER_OCTAVE_BITS: u32 = 3;
+/// Octaves: durations up to 2^40 ns, 18 minutes, are told apart; longer ones share the last bucket.
+pub const BUCKET_OCTAVES: u32 = 41;
+/// Log-linear buckets of call durations.
+pub const BUCKETS: usize = (BUCKET_OCTAVES << BUCKETS_PER_OCTAVE_BITS) as usize;
+
+/// Index of the bucket that counts `duration_ns`.
+#[inline(always)]
+pub const fn bucket_of(duration_ns: u64) -> usize {
+    let linear = 1 << BUCKETS_PER_OCTAVE_BITS;
+    if duration_ns < linear {
+        return duration_ns as usize;
+    }
+    let octave = 63 - duration_ns.leading_zeros();
+    let shift = octave - BUCKETS_PER_OCTAVE_BITS;
+    let index = (((shift + 1) as u64) << BUCKETS_PER_OCTAVE_BITS) + ((duration_ns >> shift) & (linear - 1));
+    if index < BUCKETS as u64 { index as usize } else { BUCKETS - 1 }
+}
+
+/// The durations that bucket `index` counts: its lowest value and its width, ns.
+pub const fn bucket_bounds(index: usize) -> (u64, u64) {
+    let linear = 1 << BUCKETS_PER_OCTAVE_BITS;
+    let index = index as u64;
+    if index < linear {
+        return (index, 1);
+    }
+    let shift = (index >> BUCKETS_PER_OCTAVE_BITS) - 1;
+    ((linear + (index & (linear - 1))) << shift, 1 << shift)
+}
+
+/// What `stat` counts in the kernel, exact whatever is lost in the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CallTotals {
+    /// Calls.
+    pub count: u64,
+    /// Sum of durations.
+    pub total_ns: u64,
+    /// Longest call.
+    pub max_ns: u64,
+    /// Payload bytes of successful sends and receives.
+    pub bytes: u64,
+    /// Messages completed: parts that have no successor.
+    pub messages: u64,
+    /// Parts of which it is not known whether others follow.
+    pub parts_unknown: u64,
+    /// Durations; see [`bucket_of`].
+    pub buckets: [u64; BUCKETS],
+}
+
+/// Why something observed did not reach userspace: index into the kernel side's loss counters.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// A call's record found the ring full.
+    RingFull = 0,
+    /// A call's data found the ring full; the call itself was reported.
+    DataRingFull = 1,
+    /// More threads inside libzmq than [`MAX_THREADS`](crate::limits::MAX_THREADS).
+    ThreadTableFull = 2,
+    /// More kinds of calls than [`MAX_TOTALS`](crate::limits::MAX_TOTALS).
+    TotalsFull = 3,
+    /// A callback called libzmq from within a callback, deeper than is kept.
+    TooDeep = 4,
+    /// A thread or process record found the ring full.
+    LifeRingFull = 5,
+}
+
+/// Number of [`Loss`] reasons.
+pub const LOSS_REASONS: u32 = 6;
+
+/// Key of the map that counts the sockets closed at an address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketAddress {
+    /// The socket's address.
+    pub handle: u64,
+    /// Process.
+    pub tgid: u32,
+    /// Explicit padding.
+    pub padding: u32,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{CallRecord, CallTotals, SocketAddress, TargetConfig, ThreadRecord, ThreadSlot, TotalsKey};
+
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for CallRecord {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for CallTotals {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for SocketAddress {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for TargetConfig {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for ThreadRecord {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for ThreadSlot {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for TotalsKey {}
+    // SAFETY: as above.
+    unsafe impl<const N: usize> aya::Pod for super::DataRecord<N> {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_cover_all_durations_without_gap_or_overlap() {
+        let mut next = 0;
+        for index in 0..BUCKETS {
+            let (low, width) = bucket_bounds(index);
+            assert_eq!(low, next, "bucket {index}");
+            assert_eq!(bucket_of(low), index);
+            assert_eq!(bucket_of(low + width - 1), index);
+            next = low + width;
+        }
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn a_bucket_is_at_most_an_eighth_of_its_value_wide() {
+        for index in 16..BUCKETS {
+            let (low, width) = bucket_bounds(index);
+            assert!(width * 8 <= low, "bucket {index}: {low} + {width}");
+        }
+    }
+
+    #[test]
+    fn records_have_no_hidden_padding() {
+        assert_eq!(CALL_HEADER_BYTES, 112);
+        assert_eq!(DATA_HEADER_BYTES, 16);
+        assert_eq!(size_of::<TotalsKey>(), 24);
+        assert_eq!(size_of::<ThreadRecord>(), 40);
+        assert_eq!(size_of::<LibraryConfig>(), 72);
+        assert_eq!(size_of::<TargetConfig>(), 8 + 72 * MAX_LIBRARIES);
+    }
+}

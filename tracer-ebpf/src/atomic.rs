@@ -1,0 +1,45 @@
+//! The BPF atomic instructions that Rust's `AtomicU64` does not offer on this target.
+
+use core::arch::asm;
+
+/// Times that a longer maximum is retried against other threads.
+const MAX_RETRIES: u32 = 8;
+
+/// `*word += value`.
+///
+/// # Safety
+/// `word` is an aligned word of a live map value.
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value) }
+}
+
+/// `*word = max(*word, value)`. Needs Linux 5.12 (`BPF_CMPXCHG`).
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub unsafe fn raise(word: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    let mut seen = unsafe { core::ptr::read_volatile(word) };
+    for _ in 0..MAX_RETRIES {
+        if value <= seen {
+            return;
+        }
+        let now: u64;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {value})",
+                word = in(reg) word,
+                value = in(reg) value,
+                inout("r0") seen => now,
+            );
+        }
+        if now == seen {
+            return;
+        }
+        seen = now;
+    }
+}

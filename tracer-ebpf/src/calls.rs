@@ -1,0 +1,511 @@
+//! libzmq's calls: stamped and copied into the thread's slot at entry, completed and sent at return.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        generated::{bpf_get_attach_cookie, bpf_get_current_task, bpf_get_func_ip, bpf_probe_read_kernel},
+    },
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+use tracer_common::{
+    function::{Capture, Cookie},
+    limits::{INLINE_DATA_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES},
+    record::{
+        CALL_HEADER_BYTES, CallRecord, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN, Frame,
+        LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, ThreadRecord, ThreadSlot,
+    },
+};
+
+use crate::{
+    maps::{
+        CLOSED, EVENTS, NO_WAKEUP, TARGETS, THREADS, count_totals, fsbase_offset, lose, payload_limit, record_classes,
+    },
+    memory::{copy_bytes, copy_text, read_user},
+    totals::count,
+};
+
+/// `ZMQ_SNDMORE`.
+const SNDMORE: u64 = 2;
+
+/// For perf and multi links: at a function's entry.
+#[uprobe]
+pub fn call_entry(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    enter(&ctx, unsafe { &*ctx.regs });
+    0
+}
+
+/// For perf and multi links: at its return.
+#[uretprobe]
+pub fn call_return(ctx: RetProbeContext) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    leave(unsafe { &*ctx.regs });
+    0
+}
+
+/// For session links: both. 1 at entry asks the kernel to leave the return alone.
+#[uprobe]
+pub fn call_session(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes a valid context.
+    let regs = unsafe { &*ctx.regs };
+    // SAFETY: a helper without precondition.
+    if regs.rip == unsafe { bpf_get_func_ip(ctx.as_ptr()) } {
+        !enter(&ctx, regs) as u32
+    } else {
+        leave(regs);
+        0
+    }
+}
+
+/// Does nothing: the floor that `cargo xtask bench` measures the cost of a traced call against.
+#[uprobe]
+pub fn empty(_: ProbeContext) -> u32 {
+    0
+}
+
+/// The same at the return, for perf links.
+#[uretprobe]
+pub fn empty_return(_: RetProbeContext) -> u32 {
+    0
+}
+
+/// Puts the call into its thread's slot. False when the call is not the program's own or not wanted.
+#[inline(always)]
+fn enter(ctx: &ProbeContext, regs: &pt_regs) -> bool {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // SAFETY: a helper without precondition.
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    let Some(slot) = thread_slot(pid_tgid) else { return false };
+    // SAFETY: the slot belongs to the current thread, and no other code of it runs meanwhile.
+    let slot = unsafe { &mut *slot };
+    let sequence = slot.sequence;
+    slot.sequence = sequence.wrapping_add(1);
+    let sp = regs.rsp;
+    let Some(frame) = free_frame(slot, sp, cookie) else { return false };
+    let tgid = (pid_tgid >> 32) as u32;
+    let capture = cookie.capture();
+    if matches!(capture, Capture::SendMessage0 | Capture::SendMessage1) && is_internal(tgid, cookie, sp) {
+        return false;
+    }
+
+    // No frame in flight until it is complete: userspace may look at any moment.
+    // SAFETY: a live field; volatile, so that the compiler keeps the order (the CPU does).
+    unsafe { core::ptr::write_volatile(&raw mut frame.sp, 0) };
+    frame.cookie = cookie.0;
+    let call = &mut frame.call;
+    call.kind = RecordKind::Call as u8;
+    call.function = cookie.function();
+    call.library = cookie.library();
+    call.flags = 0;
+    call.data_len = 0;
+    call.return_ns = 0;
+    call.tgid = tgid;
+    call.tid = pid_tgid as u32;
+    call.sequence = sequence;
+    call.args = [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, regs.r9];
+    call.generation = generation(tgid, handle(call, cookie));
+    capture_at_entry(call, cookie, capture);
+    // SAFETY: a helper without precondition. Last, so that our own work is not in the call's duration.
+    call.entry_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut frame.sp, sp) };
+    true
+}
+
+/// Completes the call that returns here and sends it.
+#[inline(always)]
+fn leave(regs: &pt_regs) {
+    // SAFETY: a helper without precondition. First, for the same reason.
+    let return_ns = unsafe { bpf_ktime_get_ns() };
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(slot) = THREADS.get_ptr_mut(&pid_tgid) else { return };
+    // SAFETY: the slot belongs to the current thread.
+    let slot = unsafe { &mut *slot };
+    // The return address has been popped. A return without its entry (we came in between) finds no frame.
+    let sp = regs.rsp - 8;
+    let frame = if slot.frames[0].sp == sp {
+        &mut slot.frames[0]
+    } else if slot.frames[1].sp == sp {
+        &mut slot.frames[1]
+    } else {
+        return;
+    };
+    let cookie = Cookie(frame.cookie);
+    let call = &mut frame.call;
+    call.return_ns = return_ns;
+    call.ret = regs.rax as i64;
+    call.errno = 0;
+    let failed = cookie.failed(call.ret);
+    if failed && cookie.sets_errno() {
+        let errno = read_errno(call.tgid);
+        if errno != UNREADABLE {
+            call.errno = errno as i32;
+            call.flags |= FLAG_ERRNO_KNOWN;
+        }
+    }
+    capture_at_return(call, cookie, failed);
+    if count_totals() != 0 {
+        count(call, cookie, failed);
+    }
+    if record_classes() & u32::from(cookie.class_bit()) != 0 {
+        send(call);
+    }
+    frame.sp = 0;
+}
+
+#[inline(always)]
+fn send(call: &CallRecord) {
+    let data_len = call.data_len as usize;
+    let data_len = if data_len > INLINE_DATA_BYTES { INLINE_DATA_BYTES } else { data_len };
+    // SAFETY: a prefix of the record, which is plain data.
+    let bytes =
+        unsafe { core::slice::from_raw_parts((call as *const CallRecord).cast::<u8>(), CALL_HEADER_BYTES + data_len) };
+    if EVENTS.output::<[u8]>(bytes, NO_WAKEUP).is_err() {
+        lose(Loss::RingFull);
+    }
+}
+
+/// The slot of the current thread, made at its first call if the process is a target.
+#[inline(always)]
+fn thread_slot(pid_tgid: u64) -> Option<*mut ThreadSlot> {
+    THREADS.get_ptr_mut(&pid_tgid).or_else(|| first_call(pid_tgid))
+}
+
+#[inline(never)]
+fn first_call(pid_tgid: u64) -> Option<*mut ThreadSlot> {
+    const NO_FRAME: Frame = Frame {
+        sp: 0,
+        cookie: 0,
+        call: CallRecord {
+            kind: 0,
+            function: 0,
+            library: 0,
+            flags: 0,
+            data_len: 0,
+            entry_ns: 0,
+            return_ns: 0,
+            tgid: 0,
+            tid: 0,
+            sequence: 0,
+            errno: 0,
+            ret: 0,
+            size: 0,
+            generation: 0,
+            padding: 0,
+            args: [0; 6],
+            data: [0; INLINE_DATA_BYTES],
+        },
+    };
+    static NEW: ThreadSlot = ThreadSlot { sequence: 0, padding: 0, frames: [NO_FRAME; 2] };
+
+    let tgid = (pid_tgid >> 32) as u32;
+    TARGETS.get_ptr(&tgid)?;
+    if THREADS.insert(&pid_tgid, &NEW, BPF_NOEXIST.into()).is_err() {
+        lose(Loss::ThreadTableFull);
+        return None;
+    }
+    send_thread(RecordKind::ThreadStart, pid_tgid);
+    THREADS.get_ptr_mut(&pid_tgid)
+}
+
+/// Reports the life of the current thread.
+#[inline(always)]
+pub fn send_thread(kind: RecordKind, pid_tgid: u64) {
+    let record = ThreadRecord {
+        kind: kind as u8,
+        padding: [0; 7],
+        // SAFETY: a helper without precondition.
+        ts_ns: unsafe { bpf_ktime_get_ns() },
+        tgid: (pid_tgid >> 32) as u32,
+        tid: pid_tgid as u32,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    };
+    if EVENTS.output::<ThreadRecord>(&record, NO_WAKEUP).is_err() {
+        lose(Loss::LifeRingFull);
+    }
+}
+
+/// Where a call that begins at the stack pointer `sp` is kept; `None` when libzmq made it itself.
+///
+/// A call is inside another one when its stack pointer is lower. One that is not lower means that the
+/// call we remember never returned (`longjmp`, an exception): it is dropped. Equal, with another
+/// function: a tail call, such as `zmq_term` into `zmq_ctx_term`.
+#[inline(always)]
+fn free_frame(slot: &mut ThreadSlot, sp: u64, cookie: Cookie) -> Option<&mut Frame> {
+    let [outer, inner] = &mut slot.frames;
+    if !encloses(outer, sp, cookie) {
+        inner.sp = 0;
+        return Some(outer);
+    }
+    if Cookie(outer.cookie).nests() & cookie.class_bit() != 0 {
+        return None;
+    }
+    if !encloses(inner, sp, cookie) {
+        return Some(inner);
+    }
+    if Cookie(inner.cookie).nests() & cookie.class_bit() == 0 {
+        lose(Loss::TooDeep);
+    }
+    None
+}
+
+#[inline(always)]
+fn encloses(frame: &Frame, sp: u64, cookie: Cookie) -> bool {
+    frame.sp != 0 && (sp < frame.sp || (sp == frame.sp && Cookie(frame.cookie).function() != cookie.function()))
+}
+
+/// Whether the call was made by libzmq's own code: the events of socket monitors are sent so, from I/O
+/// threads and from within `zmq_bind`.
+#[inline(always)]
+fn is_internal(tgid: u32, cookie: Cookie, sp: u64) -> bool {
+    let Some(library) = library(tgid, cookie) else { return false };
+    match read_user::<u64>(sp) {
+        Some(caller) => library.internal_code[0] <= caller && caller < library.internal_code[1],
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn library(tgid: u32, cookie: Cookie) -> Option<&'static LibraryConfig> {
+    let target = TARGETS.get_ptr(&tgid)?;
+    // SAFETY: a live map value, which userspace writes before the first probe is in.
+    unsafe { &*target }.libraries.get(cookie.library() as usize & (MAX_LIBRARIES - 1))
+}
+
+#[inline(always)]
+fn handle(call: &CallRecord, cookie: Cookie) -> u64 {
+    match cookie.handle_arg() {
+        0 => call.args[0],
+        1 => call.args[1],
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn generation(tgid: u32, handle: u64) -> u32 {
+    // SAFETY: the value is a plain word that is copied at once.
+    unsafe { CLOSED.get(&SocketAddress { handle, tgid, padding: 0 }) }.copied().unwrap_or(0)
+}
+
+#[inline(always)]
+fn capture_at_entry(call: &mut CallRecord, cookie: Cookie, capture: Capture) {
+    match capture {
+        Capture::SendBuffer => {
+            let (address, len) = (call.args[1], call.args[2]);
+            copy_payload(call, address, len);
+            set_more(call, call.args[3] & SNDMORE != 0);
+        }
+        Capture::SendMessage0 => {
+            copy_message(call, cookie, call.args[0]);
+            set_more(call, call.args[2] & SNDMORE != 0);
+        }
+        Capture::SendMessage1 => {
+            copy_message(call, cookie, call.args[1]);
+            set_more(call, call.args[2] & SNDMORE != 0);
+        }
+        Capture::SendIov => {
+            copy_iov(call, call.args[1], call.args[2]);
+            set_more(call, call.args[3] & SNDMORE != 0);
+        }
+        Capture::Text1 => copy_text(call, call.args[1]),
+        Capture::OptionIn => copy_bytes(call, call.args[2], call.args[3], MAX_TEXT_BYTES as u64),
+        // The first items, for as long as the poll lasts.
+        Capture::PollItems => copy_bytes(call, call.args[0], poll_items_len(call), INLINE_DATA_BYTES as u64),
+        // At entry: the address may belong to a new socket before this call returns.
+        Capture::Close => {
+            let address = SocketAddress { handle: call.args[0], tgid: call.tgid, padding: 0 };
+            let _ = CLOSED.insert(&address, &(call.generation.wrapping_add(1)), BPF_ANY.into());
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn capture_at_return(call: &mut CallRecord, cookie: Cookie, failed: bool) {
+    match cookie.capture() {
+        Capture::RecvBuffer if !failed => {
+            let size = call.ret as u32 as u64;
+            let (address, room) = (call.args[1], call.args[2]);
+            copy_bytes(call, address, if size < room { size } else { room }, u64::from(payload_limit()));
+            set_size(call, size);
+            read_rcvmore(call, cookie);
+        }
+        Capture::RecvMessage0 if !failed => receive_message(call, cookie, call.args[0]),
+        Capture::RecvMessage1 if !failed => receive_message(call, cookie, call.args[1]),
+        Capture::RecvIov if !failed => {
+            let count = read_user::<u64>(call.args[2]).unwrap_or(0);
+            copy_iov(call, call.args[1], count);
+            read_rcvmore(call, cookie);
+        }
+        Capture::PollItems => copy_bytes(call, call.args[0], poll_items_len(call), MAX_DATA_BYTES as u64),
+        Capture::PollerEvent if !failed => copy_bytes(call, call.args[1], POLLER_EVENT_BYTES, POLLER_EVENT_BYTES),
+        Capture::PollerEvents if !failed => {
+            let ready = call.ret as u32 as u64;
+            copy_bytes(call, call.args[1], ready * POLLER_EVENT_BYTES, MAX_DATA_BYTES as u64);
+        }
+        Capture::NewSocket if !failed => read_socket_id(call, cookie),
+        Capture::OptionOut if !failed => {
+            let len = read_user::<u64>(call.args[3]).unwrap_or(0);
+            copy_bytes(call, call.args[2], len, MAX_TEXT_BYTES as u64);
+            set_size(call, len);
+        }
+        _ => {}
+    }
+}
+
+/// `sizeof (zmq_pollitem_t)`.
+const POLL_ITEM_BYTES: u64 = 16;
+/// `sizeof (zmq_poller_event_t)`.
+const POLLER_EVENT_BYTES: u64 = 32;
+
+#[inline(always)]
+fn poll_items_len(call: &CallRecord) -> u64 {
+    u64::from(call.args[1] as u32) * POLL_ITEM_BYTES
+}
+
+#[inline(always)]
+fn copy_payload(call: &mut CallRecord, address: u64, len: u64) {
+    copy_bytes(call, address, len, u64::from(payload_limit()));
+    set_size(call, len);
+}
+
+#[inline(always)]
+fn set_size(call: &mut CallRecord, size: u64) {
+    call.size = size;
+    call.flags |= FLAG_SIZE_KNOWN;
+}
+
+#[inline(always)]
+fn set_more(call: &mut CallRecord, more: bool) {
+    call.flags |= if more { FLAG_MORE_KNOWN | FLAG_MORE } else { FLAG_MORE_KNOWN };
+}
+
+/// `zmq_msg_t` types, constant from 4.1 to 4.3.5.
+const TYPE_VSM: u8 = 101;
+const TYPE_LMSG: u8 = 102;
+const TYPE_CMSG: u8 = 104;
+const TYPE_ZCLMSG: u8 = 105;
+
+/// Copies the payload of a `zmq_msg_t` and returns its flags, or -1.
+#[inline(never)]
+fn copy_message(call: &mut CallRecord, cookie: Cookie, message: u64) -> i32 {
+    try_copy_message(call, cookie, message).map_or(-1, i32::from)
+}
+
+#[inline(always)]
+fn try_copy_message(call: &mut CallRecord, cookie: Cookie, message: u64) -> Option<u8> {
+    let library = library(call.tgid, cookie)?;
+    if library.message_type < 2 {
+        return None;
+    }
+    let [_, short_size, kind, flags] = read_user::<[u8; 4]>(message + u64::from(library.message_type) - 2)?;
+    let content = message + u64::from(library.message_content);
+    let [address, size] = match kind {
+        TYPE_VSM => [content, u64::from(short_size)],
+        TYPE_LMSG | TYPE_ZCLMSG => read_user::<[u64; 2]>(read_user::<u64>(content)?)?,
+        TYPE_CMSG => read_user::<[u64; 2]>(content)?,
+        _ => return None,
+    };
+    copy_payload(call, address, size);
+    Some(flags)
+}
+
+/// Flag of a `zmq_msg_t`: more parts follow.
+const MESSAGE_MORE: i32 = 1;
+
+#[inline(always)]
+fn receive_message(call: &mut CallRecord, cookie: Cookie, message: u64) {
+    match copy_message(call, cookie, message) {
+        -1 => set_size(call, call.ret as u32 as u64),
+        flags => set_more(call, flags & MESSAGE_MORE != 0),
+    }
+}
+
+/// The layout of a live socket: its tag tells which of those that the release can have.
+#[inline(always)]
+fn socket_layout(tgid: u32, cookie: Cookie, socket: u64) -> Option<&'static SocketConfig> {
+    for layout in &library(tgid, cookie)?.sockets {
+        if layout.tag == 0 {
+            return None;
+        }
+        if read_user::<u32>(socket + u64::from(layout.tag)) == Some(SOCKET_TAG) {
+            return Some(layout);
+        }
+    }
+    None
+}
+
+/// libzmq's own number of the socket that the call returned.
+#[inline(never)]
+fn read_socket_id(call: &mut CallRecord, cookie: Cookie) {
+    let socket = call.ret as u64;
+    call.generation = generation(call.tgid, socket);
+    let Some(layout) = socket_layout(call.tgid, cookie, socket) else { return };
+    if layout.socket_id != 0 {
+        copy_bytes(call, socket + u64::from(layout.socket_id), 4, 4);
+    }
+}
+
+/// After a plain `zmq_recv` only the socket knows whether more parts follow.
+#[inline(never)]
+fn read_rcvmore(call: &mut CallRecord, cookie: Cookie) {
+    let socket = call.args[0];
+    let Some(layout) = socket_layout(call.tgid, cookie, socket) else { return };
+    if let Some(more) = read_user::<u8>(socket + u64::from(layout.rcvmore)) {
+        set_more(call, more != 0);
+    }
+}
+
+/// Sums the sizes of the iovecs and copies the first one's bytes.
+#[inline(never)]
+fn copy_iov(call: &mut CallRecord, iovecs: u64, count: u64) {
+    let Some([address, len]) = read_user::<[u64; 2]>(iovecs) else { return };
+    if count == 0 {
+        return;
+    }
+    copy_bytes(call, address, len, u64::from(payload_limit()));
+    if count > MAX_IOV_PARTS as u64 {
+        return;
+    }
+    let mut size = 0u64;
+    for index in 0..MAX_IOV_PARTS as u64 {
+        if index < count {
+            let Some(len) = read_user::<u64>(iovecs + index * 16 + 8) else { return };
+            size = size.wrapping_add(len);
+        }
+    }
+    set_size(call, size);
+}
+
+/// No value of `errno`.
+const UNREADABLE: i64 = i64::MIN;
+
+/// The thread's own `errno`: it lies at a fixed distance from the thread pointer, which the kernel keeps
+/// in `task_struct` as `thread.fsbase`.
+#[inline(never)]
+fn read_errno(tgid: u32) -> i64 {
+    try_read_errno(tgid).map_or(UNREADABLE, i64::from)
+}
+
+#[inline(always)]
+fn try_read_errno(tgid: u32) -> Option<i32> {
+    let target = TARGETS.get_ptr(&tgid)?;
+    // SAFETY: a live map value.
+    let errno_offset = unsafe { (*target).errno_offset };
+    if errno_offset == 0 || fsbase_offset() == 0 {
+        return None;
+    }
+    let mut fsbase = 0u64;
+    // SAFETY: reads one word of the current task; the helper checks the source.
+    let status = unsafe {
+        let field = bpf_get_current_task() + u64::from(fsbase_offset());
+        bpf_probe_read_kernel((&raw mut fsbase).cast(), 8, field as *const _)
+    };
+    if status != 0 {
+        return None;
+    }
+    read_user::<i32>(fsbase.wrapping_add(errno_offset as u64))
+}

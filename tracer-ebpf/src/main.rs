@@ -1,0 +1,28 @@
+//! The BPF programs of zmqtrace.
+//!
+//! The kernel side filters, stamps, copies and counts; userspace thinks. `calls` sits on libzmq's
+//! functions, `process` on the life of threads and programs, `totals` counts for `stat`; `maps` holds all
+//! that is shared. Nothing here wakes the reader: it comes on its own timer.
+
+#![no_std]
+#![no_main]
+// Rust's atomics stop at load and store for this target; the instructions are there.
+#![feature(asm_experimental_arch)]
+
+mod atomic;
+mod calls;
+mod maps;
+mod memory;
+mod process;
+mod totals;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// `bpf_probe_read_user` and others are reserved to programs that call themselves GPL-compatible.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

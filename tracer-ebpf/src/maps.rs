@@ -1,0 +1,85 @@
+//! Everything that both sides of the kernel boundary share, and the constants that userspace sets
+//! before loading. The verifier sees those as known values and drops the code they turn off.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, RingBuf},
+};
+use tracer_common::{
+    limits::{MAX_CLOSED_SOCKETS, MAX_TARGETS, MAX_THREADS, MAX_TOTALS},
+    record::{CallTotals, LOSS_REASONS, Loss, SocketAddress, TargetConfig, ThreadSlot, TotalsKey},
+};
+
+use crate::atomic;
+
+/// Don't wake the reader: `BPF_RB_NO_WAKEUP`.
+pub const NO_WAKEUP: u64 = 1;
+
+/// Records to userspace. The size is set at load.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 24, 0);
+
+/// By `pid_tgid`: the thread's calls in flight.
+#[map]
+pub static THREADS: HashMap<u64, ThreadSlot> = HashMap::with_max_entries(MAX_THREADS, 0);
+
+/// By tgid: the processes that are traced.
+#[map]
+pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// How often a socket at this address was closed.
+#[map]
+pub static CLOSED: LruHashMap<SocketAddress, u32> = LruHashMap::with_max_entries(MAX_CLOSED_SOCKETS, 0);
+
+/// What `stat` counts. One map for all CPUs, not one a CPU: a ZeroMQ socket is used by one thread at a
+/// time, so there is nothing to contend for, and the memory does not grow with the CPUs.
+#[map]
+pub static TOTALS: HashMap<TotalsKey, CallTotals> = HashMap::with_max_entries(MAX_TOTALS, 0);
+
+/// By [`Loss`]: how often it happened.
+#[map]
+static LOST: Array<u64> = Array::with_max_entries(LOSS_REASONS, 0);
+
+macro_rules! constant {
+    ($(#[$doc:meta])* $name:ident, $read:ident, $type:ty) => {
+        #[unsafe(no_mangle)]
+        static $name: $type = 0;
+
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $read() -> $type {
+            // SAFETY: a static of this program. Volatile, because userspace replaces the value at load.
+            unsafe { core::ptr::read_volatile(&raw const $name) }
+        }
+    };
+}
+
+constant! {
+    /// Bytes of payload to copy (`-s`).
+    PAYLOAD_LIMIT, payload_limit, u32
+}
+constant! {
+    /// Classes whose calls become records.
+    RECORD_CLASSES, record_classes, u32
+}
+constant! {
+    /// 1: calls are counted in [`TOTALS`].
+    COUNT_TOTALS, count_totals, u32
+}
+constant! {
+    /// Offset of `thread.fsbase` in `task_struct`, from BTF; 0: not known.
+    FSBASE_OFFSET, fsbase_offset, u32
+}
+constant! {
+    /// 1: `--debug`.
+    DEBUG, debug, u32
+}
+
+/// Counts something that userspace will not see.
+#[inline(always)]
+pub fn lose(reason: Loss) {
+    if let Some(counter) = LOST.get_ptr_mut(reason as u32) {
+        // SAFETY: a live map value.
+        unsafe { atomic::add(counter, 1) };
+    }
+}

@@ -1,0 +1,133 @@
+//! Which lines a trace of calls has: calls that returned, calls that still block, ends of processes.
+
+use std::collections::HashMap;
+
+use super::narrow::Narrow;
+use crate::{
+    event::{Call, Event},
+    world::World,
+};
+
+/// A call is shown as unfinished when it has blocked this long.
+const UNFINISHED_NS: u64 = 1_000_000_000;
+
+/// What a trace leaves out.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only some sockets, endpoints or payloads.
+    pub narrow: Narrow,
+    /// `Some(true)`: only calls that succeeded; `Some(false)`: only those that failed.
+    pub successful: Option<bool>,
+}
+
+/// One thing to show.
+#[derive(Debug)]
+pub enum Line<'event> {
+    /// A call returned; `resumed`: it was shown as unfinished before.
+    Returned {
+        /// The call.
+        call: &'event Call,
+        /// Whether it resumes an unfinished line.
+        resumed: bool,
+    },
+    /// A call blocks.
+    Unfinished {
+        /// The call.
+        call: Call,
+        /// For how long by now.
+        blocked_ns: u64,
+        /// When.
+        ts_ns: u64,
+    },
+    /// The thread of a call that was shown as unfinished has ended.
+    Abandoned {
+        /// The call.
+        call: Call,
+        /// When.
+        ts_ns: u64,
+    },
+}
+
+/// Follows the calls of all threads.
+#[derive(Debug, Default)]
+pub struct Calls {
+    filter: Filter,
+    /// Calls in flight, by thread and sequence, and whether they were shown.
+    in_flight: HashMap<(u32, u32), InFlight>,
+    /// Calls that returned.
+    pub returned: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    call: Call,
+    sampled_ns: u64,
+    shown: bool,
+}
+
+impl Calls {
+    /// Leaves out what `filter` says.
+    pub fn new(filter: Filter) -> Self {
+        Self { filter, ..Self::default() }
+    }
+
+    /// What the next event makes us show.
+    pub fn event<'event>(&mut self, world: &World, event: &'event Event) -> Vec<Line<'event>> {
+        match event {
+            Event::Call(call) => self.returned(world, call).into_iter().collect(),
+            Event::InFlight(sample) => self.sampled(world, &sample.call, sample.ts_ns).into_iter().collect(),
+            Event::ThreadExit(exit) => self.abandon(exit.ts_ns, |call| call.tid == exit.tid),
+            Event::Exec(end) | Event::ProcessExit(end) => self.abandon(end.ts_ns, |call| call.pid == end.pid),
+            Event::End(_) => self.still_in_flight(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn returned<'event>(&mut self, world: &World, call: &'event Call) -> Option<Line<'event>> {
+        self.returned += 1;
+        // Nearly always empty; then there is nothing to look up.
+        let sample = if self.in_flight.is_empty() { None } else { self.in_flight.remove(&(call.tid, call.sequence)) };
+        let resumed = sample.is_some_and(|sample| sample.shown);
+        let failed = call.outcome.is_some_and(|outcome| outcome.failed);
+        let wanted = self.filter.successful.is_none_or(|successful| successful != failed);
+        // What was begun is ended.
+        (resumed || (wanted && self.filter.narrow.admits(world, call))).then_some(Line::Returned { call, resumed })
+    }
+
+    fn sampled(&mut self, world: &World, call: &Call, ts_ns: u64) -> Option<Line<'static>> {
+        // Whether it will succeed is not known yet.
+        if self.filter.successful.is_some() || !self.filter.narrow.admits(world, call) {
+            return None;
+        }
+        let blocked_ns = ts_ns.saturating_sub(call.entry_ns);
+        let sample = self.in_flight.entry((call.tid, call.sequence)).or_insert_with(|| InFlight {
+            call: call.clone(),
+            sampled_ns: ts_ns,
+            shown: false,
+        });
+        sample.sampled_ns = ts_ns;
+        if sample.shown || blocked_ns < UNFINISHED_NS {
+            return None;
+        }
+        sample.shown = true;
+        Some(Line::Unfinished { call: call.clone(), blocked_ns, ts_ns })
+    }
+
+    fn abandon(&mut self, ts_ns: u64, ended: impl Fn(&Call) -> bool) -> Vec<Line<'static>> {
+        let abandoned = self.in_flight.extract_if(|_, sample| ended(&sample.call));
+        abandoned
+            .filter(|(_, sample)| sample.shown)
+            .map(|(_, sample)| Line::Abandoned { call: sample.call, ts_ns })
+            .collect()
+    }
+
+    fn still_in_flight(&mut self) -> Vec<Line<'static>> {
+        let mut samples: Vec<_> = self.in_flight.drain().map(|(_, sample)| sample).collect();
+        samples.sort_by_key(|sample| sample.call.entry_ns);
+        let line = |InFlight { call, sampled_ns, .. }| {
+            let blocked_ns = sampled_ns.saturating_sub(call.entry_ns);
+            Line::Unfinished { call, blocked_ns, ts_ns: sampled_ns }
+        };
+        samples.into_iter().map(line).collect()
+    }
+}

@@ -1,0 +1,6 @@
+//! What the events mean: each analysis reads events and the world, and knows nothing of capture or of how
+//! it will be shown.
+
+pub mod calls;
+pub mod narrow;
+pub mod stat;

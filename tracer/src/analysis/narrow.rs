@@ -1,0 +1,43 @@
+//! Narrows a report to some sockets, endpoints or payloads.
+
+use crate::{
+    event::Call,
+    world::{Socket, SocketLabel, World},
+};
+
+/// What to keep. An empty list keeps everything; of a list, one match is enough; all lists must match.
+#[derive(Debug, Clone, Default)]
+pub struct Narrow {
+    /// Names (`REQ#7`) or types (`REQ`) of sockets.
+    pub sockets: Vec<String>,
+    /// Parts of endpoints.
+    pub endpoints: Vec<String>,
+    /// Parts of payloads.
+    pub contains: Vec<String>,
+}
+
+impl Narrow {
+    /// Whether a call is to be shown.
+    pub fn admits(&self, world: &World, call: &Call) -> bool {
+        self.admits_socket(world.socket_of(call)) && self.admits_payload(&call.data.bytes)
+    }
+
+    /// Whether calls on a socket (`None`: on none) are to be shown.
+    pub fn admits_socket(&self, socket: Option<&Socket>) -> bool {
+        let by_name = |socket: &Socket| {
+            let name = SocketLabel(socket).to_string();
+            let kind = name.split(['#', ':']).rev().nth(1).unwrap_or_default();
+            self.sockets.iter().any(|wanted| wanted.eq_ignore_ascii_case(&name) || wanted.eq_ignore_ascii_case(kind))
+        };
+        let by_endpoint = |socket: &Socket| {
+            self.endpoints.iter().any(|wanted| socket.endpoints.iter().any(|endpoint| endpoint.contains(wanted)))
+        };
+        (self.sockets.is_empty() || socket.is_some_and(by_name))
+            && (self.endpoints.is_empty() || socket.is_some_and(by_endpoint))
+    }
+
+    fn admits_payload(&self, payload: &[u8]) -> bool {
+        self.contains.is_empty()
+            || self.contains.iter().any(|wanted| memchr::memmem::find(payload, wanted.as_bytes()).is_some())
+    }
+}

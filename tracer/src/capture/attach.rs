@@ -1,0 +1,203 @@
+//! Puts the probes in: with the best kind of link that this kernel makes.
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::programs::{
+    UProbe,
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+};
+use clap::ValueEnum;
+use tracer_common::function::{Class, Cookie, FUNCTIONS};
+
+use super::{
+    program::{LoadError, Object},
+    sys::{self, AttachType, Point},
+};
+use crate::{error::Error, target::Process};
+
+/// Kinds of links, from the cheapest a call to the dearest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LinkKind {
+    /// One program for entry and return, one link for all functions of a file (Linux 6.13).
+    Session,
+    /// One link for all entries of a file, one for all returns (Linux 6.6).
+    Multi,
+    /// A perf event for each entry and each return: slow to detach.
+    Perf,
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Session => "uprobe_session",
+            Self::Multi => "uprobe_multi",
+            Self::Perf => "perf uprobe",
+        })
+    }
+}
+
+/// The probes that are in. They come out when this is dropped.
+#[derive(Debug)]
+pub struct Probes {
+    /// What kind of link the kernel made.
+    pub kind: LinkKind,
+    /// How many functions are probed, over all processes and libraries.
+    pub functions: usize,
+    _programs: Vec<OwnedFd>,
+    links: Vec<Link>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Multi { _fd: OwnedFd },
+    Perf { _link: UProbeLink },
+}
+
+/// What is attached to the functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Programs {
+    /// Those that trace.
+    Calls,
+    /// One that does nothing, to measure the floor.
+    Empty,
+}
+
+/// The probes of one library in one process.
+struct Site {
+    pid: u32,
+    /// Through our own fd, so that it is this file whatever its path has become, in whatever container.
+    path: PathBuf,
+    points: Vec<Point>,
+}
+
+/// Attaches to all functions of the wanted `classes` in all `processes`, with links of the `wanted` kind or
+/// else the best.
+pub fn attach(
+    object: &mut Object,
+    processes: &[Process],
+    classes: &[Class],
+    programs: Programs,
+    wanted: Option<LinkKind>,
+) -> Result<Probes, Error> {
+    let sites = sites(processes, classes);
+    let kinds = wanted.map_or_else(|| vec![LinkKind::Session, LinkKind::Multi, LinkKind::Perf], |kind| vec![kind]);
+    let mut reasons = Vec::new();
+    for kind in kinds {
+        let result = match kind {
+            LinkKind::Session => attach_session(object, &sites, programs),
+            LinkKind::Multi => attach_multi(object, &sites, programs),
+            LinkKind::Perf => attach_perf(object, &sites, programs),
+        };
+        match result {
+            Ok((programs, links)) => {
+                let functions = sites.iter().map(|site| site.points.len()).sum();
+                return Ok(Probes { kind, functions, _programs: programs, links });
+            }
+            Err(reason) => {
+                log::debug!("no {kind} links: {reason}");
+                reasons.push(format!("{kind}: {reason}"));
+            }
+        }
+    }
+    Err(Error::Bpf { action: "attach to libzmq's functions".into(), reason: reasons.join("; ") })
+}
+
+fn sites(processes: &[Process], classes: &[Class]) -> Vec<Site> {
+    let site = |pid, number, library: &crate::target::Library| Site {
+        pid,
+        path: PathBuf::from(format!("/proc/self/fd/{}", library.file.as_raw_fd())),
+        points: library
+            .probes
+            .iter()
+            .filter(|probe| classes.contains(&FUNCTIONS[probe.function].class))
+            .map(|probe| Point { offset: probe.offset, cookie: Cookie::new(probe.function, number).0 })
+            .collect(),
+    };
+    processes
+        .iter()
+        .flat_map(|process| {
+            process.libraries.iter().enumerate().map(move |(number, library)| site(process.pid, number, library))
+        })
+        .filter(|site| !site.points.is_empty())
+        .collect()
+}
+
+type Attached = Result<(Vec<OwnedFd>, Vec<Link>), LoadError>;
+
+fn attach_session(object: &Object, sites: &[Site], programs: Programs) -> Attached {
+    let name = if programs == Programs::Calls { "call_session" } else { "empty" };
+    let program = object.load_as(name, AttachType::UprobeSession)?;
+    let links = link_all(&program, AttachType::UprobeSession, sites, false)?;
+    Ok((vec![program], links))
+}
+
+fn attach_multi(object: &Object, sites: &[Site], programs: Programs) -> Attached {
+    let (entry, ret) = if programs == Programs::Calls { ("call_entry", "call_return") } else { ("empty", "empty") };
+    let entry = object.load_as(entry, AttachType::UprobeMulti)?;
+    let ret = object.load_as(ret, AttachType::UprobeMulti)?;
+    // Returns first: a return whose entry was not seen is tolerated, the other way round a call would
+    // look as if it never ended.
+    let mut links = link_all(&ret, AttachType::UprobeMulti, sites, true)?;
+    links.extend(link_all(&entry, AttachType::UprobeMulti, sites, false)?);
+    Ok((vec![entry, ret], links))
+}
+
+fn link_all(program: &OwnedFd, attach: AttachType, sites: &[Site], at_return: bool) -> Result<Vec<Link>, LoadError> {
+    let link = |site: &Site| {
+        sys::link_uprobes(program.as_fd(), attach, &site.path, &site.points, at_return, site.pid)
+            .map(|fd| Link::Multi { _fd: fd })
+            .map_err(|error| LoadError::Kernel(error, String::new()))
+    };
+    sites.iter().map(link).collect()
+}
+
+fn attach_perf(object: &mut Object, sites: &[Site], programs: Programs) -> Attached {
+    let (entry, ret) =
+        if programs == Programs::Calls { ("call_entry", "call_return") } else { ("empty", "empty_return") };
+    let mut links = perf_links(object, ret, sites)?;
+    links.extend(perf_links(object, entry, sites)?);
+    Ok((Vec::new(), links))
+}
+
+fn perf_links(object: &mut Object, name: &str, sites: &[Site]) -> Result<Vec<Link>, LoadError> {
+    let explain = |error: &dyn fmt::Display| LoadError::Object(error.to_string());
+    let program: &mut UProbe = object.uprobe(name).map_err(|error| explain(&error))?;
+    let mut links = Vec::new();
+    for site in sites {
+        let Some(pid) = NonZeroU32::new(site.pid) else { continue };
+        for point in &site.points {
+            let at = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(point.offset),
+                cookie: Some(point.cookie),
+            };
+            let id = program.attach(at, &site.path, UProbeScope::OneProcess(pid)).map_err(|error| explain(&error))?;
+            links.push(Link::Perf { _link: program.take_link(id).map_err(|error| explain(&error))? });
+        }
+    }
+    Ok(links)
+}
+
+impl Drop for Probes {
+    /// A link takes the kernel a while to detach, up to 0.1 s for a perf event: all at once is faster.
+    fn drop(&mut self) {
+        const PARALLEL: usize = 16;
+        let links = std::mem::take(&mut self.links);
+        if links.len() <= 2 {
+            return;
+        }
+        let mut shares: Vec<Vec<Link>> = (0..PARALLEL).map(|_| Vec::new()).collect();
+        for (index, link) in links.into_iter().enumerate() {
+            shares[index % PARALLEL].push(link);
+        }
+        std::thread::scope(|scope| {
+            for share in shares {
+                scope.spawn(move || drop(share));
+            }
+        });
+    }
+}

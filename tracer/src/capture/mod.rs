@@ -1,0 +1,451 @@
+//! Loads and attaches the BPF programs, reads the ring, samples, and yields events. Raw records, maps and
+//! clocks end here.
+
+mod attach;
+mod btf;
+mod in_flight;
+mod order;
+mod privileges;
+mod program;
+mod record;
+mod sys;
+mod totals;
+
+use std::{
+    collections::HashSet,
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use aya::maps::{Array, HashMap, MapData, RingBuf};
+use aya_log::EbpfLogger;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracer_common::{
+    function::Class,
+    record::{SocketAddress, TargetConfig},
+};
+
+pub use self::attach::{LinkKind, Programs};
+use self::{
+    attach::Probes,
+    in_flight::Sampler,
+    order::Order,
+    program::{Constants, Object},
+    record::Decoder,
+    totals::{TotalsReader, read_loss},
+};
+use crate::{
+    error::Error,
+    event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick},
+    inspect,
+    target::{self, Memory},
+};
+
+/// How often the ring is read when little happens. Nothing wakes us.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+/// How many records are read before they are passed on: bounds our own memory.
+const DRAIN_RECORDS: usize = 16 << 10;
+/// How often losses are looked up.
+const LOSS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What to capture.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Classes of functions to attach to.
+    pub classes: Vec<Class>,
+    /// Those of them whose calls are wanted one by one.
+    pub records: Vec<Class>,
+    /// Whether the kernel is to count calls.
+    pub totals: bool,
+    /// Bytes of each payload to copy.
+    pub payload_limit: u32,
+    /// Size of the ring, a power of two.
+    pub ring_bytes: u32,
+    /// Stop after this time.
+    pub duration: Option<Duration>,
+    /// Yield totals and a tick this often.
+    pub interval: Option<Duration>,
+    /// The kind of link to use; else the best.
+    pub link: Option<LinkKind>,
+    /// What to attach.
+    pub programs: Programs,
+    /// Whether the BPF side is to report on itself.
+    pub debug: bool,
+}
+
+/// A running capture.
+pub struct Capture {
+    /// Dropped first: the probes come out.
+    probes: Option<Probes>,
+    ring: RingBuf<MapData>,
+    decoder: Decoder,
+    order: Order,
+    sampler: Sampler,
+    totals: Option<TotalsReader>,
+    lost: Array<MapData, u64>,
+    closed: HashMap<MapData, SocketAddress, u32>,
+    targets: HashMap<MapData, u32, TargetConfig>,
+    loss: Loss,
+    loss_due: Instant,
+    /// Targets that have not ended.
+    alive: Vec<(target::Process, AsyncFd<OwnedFd>)>,
+    /// Sockets that the stream has introduced: process, handle, generation.
+    introduced: HashSet<(u32, u64, u32)>,
+    clock: Clock,
+    ended: Option<EndReason>,
+    finished: bool,
+    attached: (usize, LinkKind),
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    _object: Object,
+    ready: Vec<Event>,
+}
+
+/// What makes time pass and ends the capture.
+struct Clock {
+    drain: tokio::time::Interval,
+    tick: Option<tokio::time::Interval>,
+    deadline: Option<Instant>,
+    signals: [Signal; 3],
+}
+
+/// What happened while we waited.
+enum Wake {
+    Drain,
+    Tick,
+    Ended(EndReason),
+    TargetEnded(usize),
+}
+
+impl Capture {
+    /// Loads the programs and attaches them to `processes`. When it returns, every call is seen.
+    ///
+    /// # Errors
+    /// When privileges or kernel features are missing; nothing is left attached then.
+    pub fn start(processes: Vec<target::Process>, options: &Options) -> Result<Self, Error> {
+        privileges::check()?;
+        let constants = Constants {
+            payload_limit: options.payload_limit,
+            record_classes: options.records.iter().fold(0, |set, class| set | u32::from(class.bit())),
+            count_totals: options.totals,
+            fsbase_offset: btf::fsbase_offset()?,
+            debug: options.debug,
+        };
+        let mut object = Object::load(constants, options.ring_bytes)?;
+        let logger = if options.debug { Some(object.log()?) } else { None };
+        let mut targets: HashMap<_, u32, TargetConfig> = typed(object.take_map("TARGETS")?)?;
+        for process in &processes {
+            let config = target_config(process);
+            targets.insert(process.pid, config, 0).map_err(|error| Error::Bpf {
+                action: "tell the kernel side of a target".into(),
+                reason: error.to_string(),
+            })?;
+        }
+        object.attach_raw_tracepoint("thread_exit", "sched_process_exit")?;
+        object.attach_raw_tracepoint("process_exec", "sched_process_exec")?;
+        let now_ns = monotonic_ns();
+        let probes = attach::attach(&mut object, &processes, &options.classes, options.programs, options.link)?;
+        let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
+        let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
+        let mut capture = Self {
+            ring,
+            decoder: Decoder::default(),
+            order: Order::default(),
+            sampler: Sampler::new(typed(object.take_map("THREADS")?)?, object.map_fd("THREADS")?),
+            totals,
+            lost: typed(object.take_map("LOST")?)?,
+            closed: typed(object.take_map("CLOSED")?)?,
+            targets,
+            loss: Loss::default(),
+            loss_due: Instant::now(),
+            alive: Vec::new(),
+            introduced: HashSet::new(),
+            clock: Clock::new(options).map_err(|error| runtime_error(&error))?,
+            ended: None,
+            finished: false,
+            attached: (probes.functions, probes.kind),
+            logger,
+            _object: object,
+            ready: Vec::new(),
+            probes: Some(probes),
+        };
+        capture.ready.push(Event::Start(Start { ts_ns: now_ns, realtime_ns: realtime_ns(), totals: options.totals }));
+        for process in processes {
+            capture.ready.push(Event::Process(describe(&process, now_ns)));
+            let pidfd = process.pidfd.try_clone().map_err(|error| runtime_error(&error))?;
+            // SAFETY: an owned fd stays open, and the same, for as long as it lives.
+            let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(|error| runtime_error(&error.into()))?;
+            capture.alive.push((process, pidfd));
+        }
+        Ok(capture)
+    }
+
+    /// What was attached: how many functions, by what kind of link.
+    pub fn attached(&self) -> (usize, LinkKind) {
+        self.attached
+    }
+
+    /// Ends the capture at the next [`next`](Self::next).
+    pub fn stop(&mut self) {
+        self.ended.get_or_insert(EndReason::Asked);
+    }
+
+    /// The next events, in order; `None` after [`Event::End`].
+    ///
+    /// # Errors
+    /// When the capture cannot go on.
+    pub async fn next(&mut self) -> Result<Option<Vec<Event>>, Error> {
+        loop {
+            if !self.ready.is_empty() {
+                return Ok(Some(std::mem::take(&mut self.ready)));
+            }
+            if self.finished {
+                return Ok(None);
+            }
+            if self.ended.is_some() {
+                self.finish()?;
+                continue;
+            }
+            match self.wait().await? {
+                Wake::Drain => self.drain(false),
+                Wake::Tick => {
+                    self.drain(false);
+                    self.tick(monotonic_ns())?;
+                }
+                Wake::Ended(reason) => self.ended = Some(reason),
+                Wake::TargetEnded(index) => self.target_ended(index),
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Result<Wake, Error> {
+        let Clock { drain, tick, deadline, signals } = &mut self.clock;
+        let [interrupt, terminate, hangup] = signals;
+        let deadline = *deadline;
+        let wake = tokio::select! {
+            biased;
+            _ = interrupt.recv() => Wake::Ended(EndReason::Asked),
+            _ = terminate.recv() => Wake::Ended(EndReason::Asked),
+            _ = hangup.recv() => Wake::Ended(EndReason::Asked),
+            () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
+                Wake::Ended(EndReason::Duration)
+            }
+            index = first_ended(&self.alive) => Wake::TargetEnded(index),
+            () = async { match tick { Some(tick) => { tick.tick().await; } None => std::future::pending().await } } => Wake::Tick,
+            _ = drain.tick() => Wake::Drain,
+        };
+        Ok(wake)
+    }
+
+    /// Reads the ring until it is empty or enough was read, and passes on what is in order.
+    fn drain(&mut self, to_the_end: bool) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        let started_ns = monotonic_ns();
+        let mut records = 0;
+        let mut drained_ns = started_ns;
+        while let Some(record) = self.ring.next() {
+            if let Some(event) = self.decoder.decode(&record) {
+                self.order.push(event);
+            }
+            records += 1;
+            if records == DRAIN_RECORDS && !to_the_end {
+                // More is there: what we have read so far ends before it.
+                drained_ns = self.order.newest_ns().min(started_ns);
+                self.clock.drain.reset_immediately();
+                break;
+            }
+        }
+        for event in self.sampler.sample(started_ns, to_the_end, &mut self.decoder) {
+            self.order.push(event);
+        }
+        self.release(if to_the_end { u64::MAX } else { drained_ns });
+        if Instant::now() >= self.loss_due {
+            self.look_up_loss(started_ns);
+        }
+    }
+
+    fn release(&mut self, drained_ns: u64) {
+        let mut order = std::mem::take(&mut self.order);
+        for event in order.release(drained_ns) {
+            if let Event::Call(call) | Event::InFlight(crate::event::InFlight { call, .. }) = &event {
+                self.introduce(call, event.ts_ns());
+            }
+            self.ready.push(event);
+        }
+        self.order = order;
+    }
+
+    /// Before the first call on a socket that was there before us, asks the socket what it is.
+    fn introduce(&mut self, call: &Call, ts_ns: u64) {
+        if let (Some(outcome), "zmq_socket") = (call.outcome, call.function.row().name) {
+            self.introduced.insert((call.pid, outcome.ret as u64, call.generation));
+            return;
+        }
+        let Some(handle) = call.socket() else { return };
+        self.introduce_socket(call.pid, call.library, handle, call.generation, ts_ns);
+        if call.function.row().name == "zmq_close" && call.outcome.is_some_and(|outcome| !outcome.failed) {
+            self.introduced.remove(&(call.pid, handle, call.generation));
+        }
+    }
+
+    fn introduce_socket(&mut self, pid: u32, library: u8, handle: u64, generation: u32, ts_ns: u64) {
+        if !self.introduced.insert((pid, handle, generation)) {
+            return;
+        }
+        let Some((process, _)) = self.alive.iter().find(|(process, _)| process.pid == pid) else { return };
+        let version = process.libraries.get(usize::from(library)).and_then(|library| library.version);
+        let identity = version.and_then(|version| inspect::socket::identity(&Memory::new(pid), version, handle));
+        // A socket closed in the meantime may have left its address to another one.
+        if let Some(identity) = identity
+            && self.generation(pid, handle) == generation
+        {
+            let socket_type = i32::from(identity.socket_type);
+            let socket = Socket { ts_ns, pid, library, handle, generation, socket_type, id: identity.id };
+            self.ready.push(Event::Socket(socket));
+        }
+    }
+
+    fn generation(&self, pid: u32, handle: u64) -> u32 {
+        self.closed.get(&SocketAddress { handle, tgid: pid, padding: 0 }, 0).unwrap_or(0)
+    }
+
+    /// Totals, then a tick.
+    fn tick(&mut self, now_ns: u64) -> Result<(), Error> {
+        self.read_totals(now_ns)?;
+        self.ready.push(Event::Tick(Tick { ts_ns: now_ns }));
+        Ok(())
+    }
+
+    fn read_totals(&mut self, now_ns: u64) -> Result<(), Error> {
+        let Some(reader) = &mut self.totals else { return Ok(()) };
+        let totals = reader.read(now_ns).map_err(|error| Error::Bpf {
+            action: "read the kernel side's counters".into(),
+            reason: error.to_string(),
+        })?;
+        for row in &totals.rows {
+            if row.function.row().is_about_socket() && row.handle != 0 {
+                self.introduce_socket(row.pid, row.library, row.handle, row.generation, now_ns);
+            }
+        }
+        self.ready.push(Event::Totals(totals));
+        Ok(())
+    }
+
+    fn look_up_loss(&mut self, now_ns: u64) {
+        self.loss_due = Instant::now() + LOSS_INTERVAL;
+        let loss = Loss {
+            unreadable: self.decoder.unreadable,
+            stragglers: self.order.stragglers,
+            ..read_loss(&self.lost, now_ns)
+        };
+        if (Loss { ts_ns: self.loss.ts_ns, ..loss }) != self.loss {
+            self.loss = loss;
+            self.ready.push(Event::Loss(loss));
+        }
+    }
+
+    fn target_ended(&mut self, index: usize) {
+        let (process, _) = self.alive.swap_remove(index);
+        // All that it did before is in the ring.
+        self.drain(false);
+        let _ = self.targets.remove(&process.pid);
+        self.order.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: process.pid }));
+        if self.alive.is_empty() {
+            self.ended = Some(EndReason::TargetsEnded);
+        }
+    }
+
+    /// Takes the probes out, reads what is left, and closes the stream.
+    fn finish(&mut self) -> Result<(), Error> {
+        self.finished = true;
+        self.probes = None;
+        self.drain(true);
+        let now_ns = monotonic_ns();
+        self.read_totals(now_ns)?;
+        self.look_up_loss(now_ns);
+        let reason = self.ended.unwrap_or(EndReason::Asked);
+        self.ready.push(Event::End(End { ts_ns: now_ns, reason }));
+        Ok(())
+    }
+}
+
+impl Clock {
+    fn new(options: &Options) -> io::Result<Self> {
+        let mut drain = interval(DRAIN_INTERVAL);
+        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let tick = options.interval.map(|period| tokio::time::interval_at(Instant::now() + period, period));
+        Ok(Self {
+            drain,
+            tick,
+            deadline: options.duration.map(|duration| Instant::now() + duration),
+            signals: [
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::hangup())?,
+            ],
+        })
+    }
+}
+
+/// Index of the first target that has ended, once one has.
+async fn first_ended(alive: &[(target::Process, AsyncFd<OwnedFd>)]) -> usize {
+    let mut waits: Vec<_> = alive.iter().map(|(_, pidfd)| Box::pin(pidfd.readable())).collect();
+    std::future::poll_fn(|context| {
+        for (index, wait) in waits.iter_mut().enumerate() {
+            if wait.as_mut().poll(context).is_ready() {
+                return std::task::Poll::Ready(index);
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+fn target_config(process: &target::Process) -> TargetConfig {
+    let mut config = TargetConfig { errno_offset: process.errno_offset.unwrap_or(0), ..TargetConfig::default() };
+    for (slot, library) in config.libraries.iter_mut().zip(&process.libraries) {
+        *slot = library.config();
+    }
+    config
+}
+
+fn describe(process: &target::Process, ts_ns: u64) -> Process {
+    let library =
+        |library: &target::Library| Library { path: library.path.display().to_string(), version: library.version };
+    Process {
+        ts_ns,
+        pid: process.pid,
+        name: process.name.clone(),
+        libraries: process.libraries.iter().map(library).collect(),
+    }
+}
+
+fn typed<T>(map: aya::maps::Map) -> Result<T, Error>
+where
+    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    T::try_from(map)
+        .map_err(|error| Error::Bpf { action: "use a map of the BPF object".into(), reason: error.to_string() })
+}
+
+fn runtime_error(error: &io::Error) -> Error {
+    Error::Bpf { action: "set up signals and timers".into(), reason: error.to_string() }
+}
+
+/// CLOCK_MONOTONIC, the clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills the structure that it is given; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn realtime_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}

@@ -1,0 +1,40 @@
+//! Which capabilities are needed, and which are there.
+
+use crate::error::Error;
+
+/// Capability numbers of `linux/capability.h`.
+const NEEDED: &[(u32, &str)] = &[(39, "CAP_BPF"), (38, "CAP_PERFMON"), (19, "CAP_SYS_PTRACE")];
+/// Implies CAP_BPF and CAP_PERFMON.
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_PTRACE: u32 = 19;
+
+/// Refuses with the names of the missing ones.
+pub fn check() -> Result<(), Error> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    let missing = missing(effective);
+    if missing.is_empty() { Ok(()) } else { Err(Error::NotPermitted { missing: missing.join(", ") }) }
+}
+
+fn missing(effective: u64) -> Vec<&'static str> {
+    let has = |capability: u32| effective >> capability & 1 == 1;
+    NEEDED
+        .iter()
+        .filter(|(capability, _)| !has(*capability) && (*capability == CAP_SYS_PTRACE || !has(CAP_SYS_ADMIN)))
+        .map(|(_, name)| *name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sys_admin_implies_bpf_and_perfmon_but_not_ptrace() {
+        assert_eq!(missing(0), ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
+        assert_eq!(missing(1 << 21), ["CAP_SYS_PTRACE"]);
+        assert!(missing(1 << 21 | 1 << 19).is_empty());
+        assert!(missing(1 << 39 | 1 << 38 | 1 << 19).is_empty());
+    }
+}

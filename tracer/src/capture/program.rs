@@ -1,0 +1,199 @@
+//! The BPF object: loaded once by aya, for the maps and the raw tracepoints, and its uprobe programs once
+//! more under the attach types that aya does not know.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapData},
+    programs::{RawTracePoint, UProbe},
+};
+
+use super::sys::{self, AttachType};
+use crate::error::Error;
+
+/// The object that `cargo xtask build-ebpf` makes from `tracer-ebpf`, with its alignment.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/zmqtrace.bpf.o");
+
+/// Values of the constants in `tracer-ebpf/src/maps.rs`.
+#[derive(Debug, Clone, Copy)]
+pub struct Constants {
+    /// Bytes of payload to copy.
+    pub payload_limit: u32,
+    /// Classes whose calls become records, as a set.
+    pub record_classes: u32,
+    /// Whether calls are counted in the kernel.
+    pub count_totals: bool,
+    /// Offset of `thread.fsbase` in `task_struct`; 0: not known.
+    pub fsbase_offset: u32,
+    /// Whether the BPF side reports on itself.
+    pub debug: bool,
+}
+
+/// The loaded object.
+#[derive(Debug)]
+pub struct Object {
+    bpf: Ebpf,
+    /// Handles on all maps, also on those that have been taken.
+    maps: HashMap<String, OwnedFd>,
+}
+
+impl Object {
+    /// Creates the maps. `ring_bytes` is a power of two and a multiple of the page size.
+    pub fn load(constants: Constants, ring_bytes: u32) -> Result<Self, Error> {
+        let (count_totals, debug) = (u32::from(constants.count_totals), u32::from(constants.debug));
+        let bpf = EbpfLoader::new()
+            .override_global("PAYLOAD_LIMIT", &constants.payload_limit, true)
+            .override_global("RECORD_CLASSES", &constants.record_classes, true)
+            .override_global("COUNT_TOTALS", &count_totals, true)
+            .override_global("FSBASE_OFFSET", &constants.fsbase_offset, true)
+            .override_global("DEBUG", &debug, true)
+            .map_max_entries("EVENTS", ring_bytes)
+            .load(OBJECT)
+            .map_err(load_error)?;
+        let fd = |(name, map): (&str, &Map)| {
+            let fd = map_data(map)?.fd().as_fd().try_clone_to_owned().ok()?;
+            Some((name.to_owned(), fd))
+        };
+        let maps = bpf.maps().filter_map(fd).collect();
+        Ok(Self { bpf, maps })
+    }
+
+    /// Forwards the BPF side's own log (`--debug`).
+    pub fn log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, Error> {
+        aya_log::EbpfLogger::init(&mut self.bpf).map_err(|error| bpf_error("read the BPF side's log", &error))
+    }
+
+    /// Takes a map for its reader.
+    pub fn take_map(&mut self, name: &str) -> Result<Map, Error> {
+        self.bpf.take_map(name).ok_or_else(|| bpf_error("load the BPF object", &format!("it lacks the map {name}")))
+    }
+
+    /// Loads and attaches a raw tracepoint program. It is detached with the object.
+    pub fn attach_raw_tracepoint(&mut self, program: &str, tracepoint: &str) -> Result<(), Error> {
+        let action = format!("attach to the raw tracepoint {tracepoint}");
+        let program =
+            self.bpf.program_mut(program).ok_or_else(|| bpf_error(&action, &"the object lacks its program"))?;
+        let program: &mut RawTracePoint = program.try_into().map_err(|error| bpf_error(&action, &error))?;
+        program.load().map_err(|error| bpf_error(&action, &Chain(&error)))?;
+        program.attach(tracepoint).map(drop).map_err(|error| bpf_error(&action, &Chain(&error)))
+    }
+
+    /// One of aya's own uprobe programs, loaded: for perf links.
+    pub fn uprobe(&mut self, name: &str) -> Result<&mut UProbe, Error> {
+        let action = format!("load the program {name}");
+        let program = self.bpf.program_mut(name).ok_or_else(|| bpf_error(&action, &"the object lacks it"))?;
+        let program: &mut UProbe = program.try_into().map_err(|error| bpf_error(&action, &error))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| bpf_error(&action, &Chain(&error)))?;
+        }
+        Ok(program)
+    }
+
+    /// The same program under another attach type.
+    pub fn load_as(&self, name: &str, attach: AttachType) -> Result<OwnedFd, LoadError> {
+        let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
+        let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let maps = object.maps.clone();
+        let maps: Vec<_> = maps
+            .iter()
+            .filter_map(|(name, map)| Some((name.as_str(), self.maps.get(name)?.as_raw_fd(), map)))
+            .collect();
+        object.relocate_maps(maps.into_iter(), &text).map_err(|error| LoadError::Object(error.to_string()))?;
+        object.relocate_calls(&text).map_err(|error| LoadError::Object(error.to_string()))?;
+        let program = object.programs.get(name).ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
+        let function = object
+            .functions
+            .get(&program.function_key())
+            .ok_or_else(|| LoadError::Object(format!("no code for {name}")))?;
+        let mut log = Vec::new();
+        sys::load_program(name, &function.instructions, attach, &mut log).map_err(|error| {
+            log.truncate(memchr::memchr(0, &log).unwrap_or(log.len()));
+            LoadError::Kernel(error, String::from_utf8_lossy(&log).into_owned())
+        })
+    }
+
+    /// A handle of its own on a map, for the system calls that aya does not make.
+    pub fn map_fd(&self, name: &str) -> Result<OwnedFd, Error> {
+        let fd = self.maps.get(name).and_then(|fd| fd.try_clone().ok());
+        fd.ok_or_else(|| bpf_error("use the BPF object", &format!("the map {name} has no fd")))
+    }
+}
+
+/// Why a program was not loaded under another attach type.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The object is not as expected.
+    Object(String),
+    /// The kernel refused it, with the verifier's log.
+    Kernel(io::Error, String),
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Object(reason) => f.write_str(reason),
+            Self::Kernel(error, log) => {
+                // The verdict stands at the end of the verifier's log.
+                let tail: Vec<_> = log.lines().rev().take(12).collect();
+                write!(f, "{error}")?;
+                tail.iter().rev().try_for_each(|line| write!(f, "\n  {line}"))
+            }
+        }
+    }
+}
+
+/// Every kind of map that `tracer-ebpf` has.
+fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Shows an error with its causes.
+struct Chain<'error>(&'error dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+fn bpf_error(action: &str, reason: &dyn std::fmt::Display) -> Error {
+    Error::Bpf { action: action.into(), reason: reason.to_string() }
+}
+
+fn load_error(error: EbpfError) -> Error {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(source) = current.downcast_ref::<io::Error>() {
+            match source.raw_os_error() {
+                Some(libc::EPERM) => {
+                    return Error::Refused {
+                        action: "creating BPF maps",
+                        source: io::Error::from_raw_os_error(libc::EPERM),
+                        remedy: "the kernel may be locked down (cat /sys/kernel/security/lockdown), or a container \
+                                 runtime's seccomp profile forbids bpf(2)",
+                    };
+                }
+                Some(libc::ENOSYS) => {
+                    return Error::Kernel { what: "the bpf system call".into(), remedy: "it needs CONFIG_BPF_SYSCALL" };
+                }
+                _ => {}
+            }
+        }
+        cause = current.source();
+    }
+    bpf_error("load the BPF object", &Chain(&error))
+}

@@ -1,0 +1,193 @@
+//! Raw records of the ring buffer to events. The only place where both meet.
+
+use std::collections::HashMap;
+
+use aya::Pod;
+use bytes::{Bytes, BytesMut};
+use tracer_common::{
+    function::{Cookie, Failure, Function, Returns},
+    limits::INLINE_DATA_BYTES,
+    record::{
+        CALL_HEADER_BYTES, CallRecord, DATA_HEADER_BYTES, DataRecord, FLAG_DATA_APART, FLAG_DATA_FAULT, FLAG_DATA_LOST,
+        FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN, FLAG_TEXT_CUT, RecordKind, ThreadRecord,
+    },
+};
+
+use crate::event::{Call, Data, Event, FunctionId, Missing, Outcome, ProcessEnd, Thread, ThreadExit};
+
+/// Bytes that payloads are copied into together, so that an event costs no allocation of its own.
+const ARENA_BYTES: usize = 64 << 10;
+
+/// Turns records into events, in the order of the ring.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    arena: BytesMut,
+    /// Data that came before its call, by thread: a thread has one call at a time that waits for data.
+    apart: HashMap<u32, (u32, Bytes)>,
+    /// Records that made no sense.
+    pub unreadable: u64,
+}
+
+impl Decoder {
+    /// The event that a record makes, if any.
+    pub fn decode(&mut self, record: &[u8]) -> Option<Event> {
+        let event = match record.first().copied().and_then(RecordKind::from_byte) {
+            Some(RecordKind::Call) => {
+                read(record, CALL_HEADER_BYTES).and_then(|call| self.call(&call)).map(Event::Call)
+            }
+            Some(RecordKind::Data) => {
+                self.data(record);
+                return None;
+            }
+            Some(kind) => read(record, size_of::<ThreadRecord>()).and_then(|thread| self.life(kind, &thread)),
+            None => None,
+        };
+        if event.is_none() {
+            self.unreadable += 1;
+        }
+        event
+    }
+
+    /// A call that is still in flight, from its thread's slot.
+    pub fn in_flight(&mut self, record: &CallRecord) -> Option<Call> {
+        let function = FunctionId::from_index(record.function)?;
+        Some(Call { outcome: None, ..self.entry(record, function) })
+    }
+
+    fn call(&mut self, record: &CallRecord) -> Option<Call> {
+        let function = FunctionId::from_index(record.function)?;
+        let row = function.row();
+        let known = |flag| record.flags & flag != 0;
+        let outcome = Outcome {
+            return_ns: record.return_ns,
+            ret: returned(row, record.ret),
+            failed: row.failure != Failure::Never && Cookie::new(record.function.into(), 0).failed(record.ret),
+            errno: known(FLAG_ERRNO_KNOWN).then_some(record.errno),
+        };
+        Some(Call { outcome: Some(outcome), ..self.entry(record, function) })
+    }
+
+    fn entry(&mut self, record: &CallRecord, function: FunctionId) -> Call {
+        let known = |flag| record.flags & flag != 0;
+        let bytes = if known(FLAG_DATA_APART) {
+            match self.apart.get(&record.tid) {
+                Some((sequence, bytes)) if *sequence == record.sequence => bytes.clone(),
+                _ => Bytes::new(),
+            }
+        } else {
+            self.keep(&record.data[..(record.data_len as usize).min(INLINE_DATA_BYTES)])
+        };
+        let missing = if known(FLAG_DATA_LOST) {
+            Some(Missing::Lost)
+        } else if known(FLAG_DATA_FAULT) {
+            Some(Missing::Unreadable)
+        } else {
+            known(FLAG_TEXT_CUT).then_some(Missing::Cut)
+        };
+        Call {
+            pid: record.tgid,
+            tid: record.tid,
+            sequence: record.sequence,
+            function,
+            library: record.library,
+            generation: record.generation,
+            entry_ns: record.entry_ns,
+            args: record.args,
+            size: known(FLAG_SIZE_KNOWN).then_some(record.size),
+            more: known(FLAG_MORE_KNOWN).then_some(known(FLAG_MORE)),
+            data: Data { bytes, missing },
+            outcome: None,
+        }
+    }
+
+    fn data(&mut self, record: &[u8]) {
+        let Some(header) = read::<DataRecord<0>>(record, DATA_HEADER_BYTES) else {
+            self.unreadable += 1;
+            return;
+        };
+        let data = &record[DATA_HEADER_BYTES..];
+        let data = &data[..data.len().min(header.data_len as usize)];
+        let bytes = self.keep(data);
+        self.apart.insert(header.tid, (header.sequence, bytes));
+    }
+
+    fn life(&mut self, kind: RecordKind, record: &ThreadRecord) -> Option<Event> {
+        let (ts_ns, pid, tid) = (record.ts_ns, record.tgid, record.tid);
+        match kind {
+            RecordKind::ThreadStart => {
+                let len = record.comm.iter().position(|byte| *byte == 0).unwrap_or(record.comm.len());
+                let name = String::from_utf8_lossy(&record.comm[..len]).into_owned();
+                Some(Event::Thread(Thread { ts_ns, pid, tid, name }))
+            }
+            RecordKind::ThreadExit => {
+                self.apart.remove(&tid);
+                Some(Event::ThreadExit(ThreadExit { ts_ns, pid, tid }))
+            }
+            RecordKind::ProcessExec => Some(Event::Exec(ProcessEnd { ts_ns, pid })),
+            RecordKind::Call | RecordKind::Data => None,
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Bytes {
+        if bytes.is_empty() {
+            return Bytes::new();
+        }
+        if self.arena.capacity() < bytes.len() {
+            self.arena = BytesMut::with_capacity(ARENA_BYTES.max(bytes.len()));
+        }
+        self.arena.extend_from_slice(bytes);
+        self.arena.split().freeze()
+    }
+}
+
+/// Copies the `T` at the start of a record that must have at least `least` bytes of it; what is cut off
+/// behind them reads as zero.
+fn read<T: Pod>(record: &[u8], least: usize) -> Option<T> {
+    if record.len() < least {
+        return None;
+    }
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: copies no more than either holds; `Pod` means that any bytes are a value.
+    unsafe {
+        std::ptr::copy_nonoverlapping(record.as_ptr(), value.as_mut_ptr().cast(), record.len().min(size_of::<T>()));
+        Some(value.assume_init())
+    }
+}
+
+/// The return register as a value of the function's type.
+fn returned(function: &Function, register: i64) -> i64 {
+    match function.returns {
+        Returns::Int => i64::from(register as i32),
+        Returns::Unsigned => i64::from(register as u32),
+        Returns::Size | Returns::Pointer => register,
+        Returns::Void => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_any_content_and_length_are_survived() {
+        let mut decoder = Decoder::default();
+        let mut seed = 1u64;
+        for len in 0..400 {
+            for kind in 0..8u8 {
+                let mut record: Vec<u8> = (0..len)
+                    .map(|_| {
+                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        (seed >> 56) as u8
+                    })
+                    .collect();
+                if let Some(first) = record.first_mut() {
+                    *first = kind;
+                }
+                if let Some(Event::Call(call)) = decoder.decode(&record) {
+                    assert!(call.data.bytes.len() <= 4096);
+                }
+            }
+        }
+        assert!(decoder.unreadable > 0);
+    }
+}

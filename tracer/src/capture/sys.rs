@@ -1,0 +1,151 @@
+//! The `bpf` system calls that aya 0.14 does not make: programs with the attach types of
+//! `uprobe_multi`, their links, and reading a map in batches.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::{size_of, zeroed},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type::BPF_PROG_TYPE_KPROBE};
+
+/// Attach types, `enum bpf_attach_type` of `linux/bpf.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// `BPF_TRACE_UPROBE_MULTI`, Linux 6.6.
+    UprobeMulti = 48,
+    /// `BPF_TRACE_UPROBE_SESSION`, Linux 6.13.
+    UprobeSession = 57,
+}
+
+/// Flag of a `uprobe_multi` link: at the return.
+const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// One probe of a `uprobe_multi` link.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    /// In the file, bytes.
+    pub offset: u64,
+    /// For `bpf_get_attach_cookie`.
+    pub cookie: u64,
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: `attr` is a live union of the size passed; the kernel checks all that it points to.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as u32, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// # Safety
+/// `result` is a new fd.
+unsafe fn owned(result: i64) -> OwnedFd {
+    // SAFETY: the caller's promise.
+    unsafe { OwnedFd::from_raw_fd(result as i32) }
+}
+
+fn empty_attr() -> bpf_attr {
+    // SAFETY: a union of plain integers, for which zero is what the kernel expects of unused fields.
+    unsafe { zeroed() }
+}
+
+/// `BPF_PROG_LOAD` of a uprobe program.
+///
+/// # Errors
+/// The kernel's; its verifier's log is in `log`.
+pub fn load_program(
+    name: &str,
+    instructions: &[bpf_insn],
+    attach: AttachType,
+    log: &mut Vec<u8>,
+) -> io::Result<OwnedFd> {
+    let attempt = |log: &mut [u8]| {
+        let mut attr = empty_attr();
+        // SAFETY: the fields of BPF_PROG_LOAD.
+        let load = unsafe { &mut attr.__bindgen_anon_3 };
+        load.prog_type = BPF_PROG_TYPE_KPROBE as u32;
+        load.expected_attach_type = attach as u32;
+        load.insns = instructions.as_ptr() as u64;
+        load.insn_cnt = instructions.len() as u32;
+        load.license = c"Dual MIT/GPL".as_ptr() as u64;
+        // The kernel keeps 15 bytes of the name and a NUL.
+        for (to, from) in load.prog_name.iter_mut().take(15).zip(name.bytes()) {
+            *to = from as _;
+        }
+        if !log.is_empty() {
+            load.log_level = 1;
+            load.log_buf = log.as_mut_ptr() as u64;
+            load.log_size = log.len() as u32;
+        }
+        // SAFETY: BPF_PROG_LOAD returns a new fd.
+        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).map(|fd| unsafe { owned(fd) })
+    };
+    attempt(&mut []).or_else(|error| {
+        log.resize(1 << 20, 0);
+        // For its log.
+        attempt(log).map_err(|_| error)
+    })
+}
+
+/// Attaches a program to many places of one file, in process `pid` only, with one link.
+///
+/// # Errors
+/// The kernel's: `EINVAL` where it does not know the link.
+pub fn link_uprobes(
+    program: BorrowedFd<'_>,
+    attach: AttachType,
+    path: &Path,
+    points: &[Point],
+    at_return: bool,
+    pid: u32,
+) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let offsets: Vec<u64> = points.iter().map(|point| point.offset).collect();
+    let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
+    let mut attr = empty_attr();
+    // SAFETY: the fields of BPF_LINK_CREATE.
+    let link = unsafe { &mut attr.link_create };
+    link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    link.attach_type = attach as u32;
+    // SAFETY: the fields of a uprobe_multi link.
+    let multi = unsafe { &mut link.__bindgen_anon_3.uprobe_multi };
+    multi.path = path.as_ptr() as u64;
+    multi.offsets = offsets.as_ptr() as u64;
+    multi.cookies = cookies.as_ptr() as u64;
+    multi.cnt = points.len() as u32;
+    multi.flags = if at_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 };
+    multi.pid = pid;
+    // SAFETY: BPF_LINK_CREATE returns a new fd.
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })
+}
+
+/// Reads up to `keys.len()` entries of a hash map into `keys` and `values`, from the start.
+///
+/// # Errors
+/// The kernel's.
+pub fn lookup_batch<K: Copy, V: Copy>(map: BorrowedFd<'_>, keys: &mut [K], values: &mut [V]) -> io::Result<usize> {
+    assert_eq!(keys.len(), values.len());
+    let mut position = 0u64;
+    let mut attr = empty_attr();
+    // SAFETY: the fields of BPF_MAP_LOOKUP_BATCH.
+    let batch = unsafe { &mut attr.batch };
+    batch.map_fd = map.as_raw_fd() as u32;
+    batch.out_batch = &raw mut position as u64;
+    batch.keys = keys.as_mut_ptr() as u64;
+    batch.values = values.as_mut_ptr() as u64;
+    batch.count = keys.len() as u32;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // ENOENT: that was all of it.
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    // SAFETY: the kernel has set it.
+    Ok((unsafe { attr.batch.count } as usize).min(keys.len()))
+}

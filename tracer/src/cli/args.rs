@@ -1,0 +1,259 @@
+//! Every flag of every command.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
+
+use crate::capture::LinkKind;
+
+/// strace for ZeroMQ: attaches to a running process and shows its libzmq calls
+///
+/// No code change, no restart, no stop: the target goes on as if nothing had happened. Needs root, or
+/// CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_long_help = exit_statuses(), propagate_version = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print each libzmq call as it returns, in strace's form
+    Trace(Trace),
+    /// Count calls, errors, time, bytes and messages by socket and call
+    Stat(Stat),
+    /// Print the man page or a shell's completions
+    #[command(hide = true)]
+    Generate {
+        /// What to print.
+        document: Document,
+    },
+}
+
+/// What `generate` prints.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Document {
+    /// The man page.
+    Man,
+    /// Completions for bash.
+    Bash,
+    /// Completions for zsh.
+    Zsh,
+    /// Completions for fish.
+    Fish,
+}
+
+/// `zmqtrace trace`.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Classes of calls to trace: ctx, socket, endpoint, option, send, recv, poll, proxy, msg, all
+    ///
+    /// All but msg by default. zmq_getsockopt and the zmq_msg_* helpers are probed only when asked for by
+    /// option, msg or all, since programs call them often.
+    #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',')]
+    pub classes: Vec<ClassName>,
+
+    /// Bytes of each payload to show; 0 copies none
+    #[arg(short, long = "string-limit", value_name = "LEN", default_value_t = 32, value_parser = payload_limit())]
+    pub string_limit: u32,
+
+    /// Dump payloads in hexadecimal and text (up to 4096 bytes, or -s)
+    #[arg(short = 'X', long)]
+    pub hexdump: bool,
+
+    /// Time of day in seconds; -tt in microseconds (the default), -ttt seconds since 1970
+    #[arg(short = 't', action = ArgAction::Count)]
+    pub time: u8,
+
+    /// Time since the start
+    #[arg(short, long, conflicts_with = "time")]
+    pub relative: bool,
+
+    /// Time spent in calls in nanoseconds (it is always shown, in microseconds without -T)
+    #[arg(short = 'T', long)]
+    pub nanoseconds: bool,
+
+    /// Only calls that succeeded
+    #[arg(short = 'z', long, conflicts_with = "failed_only")]
+    pub successful_only: bool,
+
+    /// Only calls that failed
+    #[arg(short = 'Z', long)]
+    pub failed_only: bool,
+}
+
+/// `zmqtrace stat`.
+#[derive(Debug, Args)]
+pub struct Stat {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Classes of calls to count: as for trace
+    #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',')]
+    pub classes: Vec<ClassName>,
+
+    /// Also a table for each interval, such as 1s or 500ms
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub interval: Option<Duration>,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Processes to attach to
+    #[arg(short, long = "pid", value_name = "PID,...", value_delimiter = ',', required = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub pids: Vec<u32>,
+
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Stop after this time; else at Ctrl-C or when the targets have ended
+    #[arg(long, value_name = "SECONDS", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// Only sockets of this name (REQ#7) or type (REQ)
+    #[arg(long = "socket", value_name = "NAME|TYPE")]
+    pub sockets: Vec<String>,
+
+    /// Only sockets seen to bind or connect to an endpoint that contains this text
+    #[arg(long = "endpoint", value_name = "TEXT")]
+    pub endpoints: Vec<String>,
+
+    /// Only sockets seen to bind or connect to this port
+    #[arg(long = "port", value_name = "PORT")]
+    pub ports: Vec<u16>,
+
+    /// Only calls whose payload, as far as it was copied (-s), contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub contains: Vec<String>,
+
+    /// No diagnostics but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Size of the ring buffer between kernel and zmqtrace, MiB, a power of two
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = ring_mib())]
+    pub buffer: u32,
+
+    /// Kind of link to attach with, instead of the best that the kernel has
+    #[arg(long, value_enum, value_name = "KIND", hide_short_help = true)]
+    pub link: Option<LinkKind>,
+
+    /// Diagnostics of zmqtrace itself and of its BPF side
+    #[arg(long, hide_short_help = true)]
+    pub debug: bool,
+
+    /// Attach programs that do nothing, to measure what the probes alone cost
+    #[arg(long, hide = true)]
+    pub empty_probes: bool,
+}
+
+/// A class as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClassName {
+    /// Contexts.
+    Ctx,
+    /// Sockets and monitors.
+    Socket,
+    /// bind, connect, unbind, disconnect.
+    Endpoint,
+    /// setsockopt and getsockopt.
+    Option,
+    /// Sends.
+    Send,
+    /// Receives.
+    Recv,
+    /// Polls.
+    Poll,
+    /// Proxies.
+    Proxy,
+    /// zmq_msg_* other than send and receive.
+    Msg,
+    /// All of them.
+    All,
+}
+
+impl ClassName {
+    /// The classes of the function table that it stands for.
+    pub fn classes(self) -> &'static [Class] {
+        match self {
+            Self::Ctx => &[Class::Ctx],
+            Self::Socket => &[Class::Socket],
+            Self::Endpoint => &[Class::Endpoint],
+            Self::Option => &[Class::Option, Class::Getsockopt],
+            Self::Send => &[Class::Send],
+            Self::Recv => &[Class::Recv],
+            Self::Poll => &[Class::Poll],
+            Self::Proxy => &[Class::Proxy],
+            Self::Msg => &[Class::Msg],
+            Self::All => &Class::ALL,
+        }
+    }
+}
+
+/// What is traced by default.
+pub const DEFAULT_CLASSES: &[Class] =
+    &[Class::Ctx, Class::Socket, Class::Endpoint, Class::Option, Class::Send, Class::Recv, Class::Poll, Class::Proxy];
+
+fn payload_limit() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=MAX_DATA_BYTES as i64)
+}
+
+fn ring_mib() -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync + 'static {
+    |text: &str| match text.parse::<u32>() {
+        Ok(mib) if mib.is_power_of_two() && mib <= 1024 => Ok(mib),
+        _ => Err("must be a power of two from 1 to 1024".into()),
+    }
+}
+
+/// `1.5` (seconds), `1s`, `500ms`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let friendly = || Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok();
+    seconds
+        .or_else(friendly)
+        .filter(|duration| *duration >= Duration::from_millis(1))
+        .ok_or_else(|| "must be a time such as 3, 0.5, 500ms or 2m, and at least 1ms".into())
+}
+
+fn exit_statuses() -> String {
+    let mut text = String::from("Exit status:\n");
+    for (status, when) in crate::error::EXIT_STATUSES {
+        text.push_str(&format!("  {status:>3}  {when}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
+        for bad in ["", "-1", "0", "x", "NaN", "1e99"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

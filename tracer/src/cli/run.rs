@@ -1,0 +1,214 @@
+//! Resolves what was typed into what will run, and runs it: events from the capture through the world
+//! into a report.
+
+use std::io::{self, Write};
+
+use tracer_common::function::Class;
+
+use super::args::{ClassName, Common, DEFAULT_CLASSES, Stat, Trace};
+use crate::{
+    analysis::{calls::Filter, narrow::Narrow},
+    capture::{Capture, Options, Programs},
+    error::Error,
+    event::{Event, Loss},
+    output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
+    target::Process,
+    world::World,
+};
+
+/// `zmqtrace trace`.
+pub fn trace(arguments: &Trace) -> Result<(), Error> {
+    let common = &arguments.common;
+    let classes = classes(&arguments.classes);
+    let payload_limit = if arguments.hexdump && arguments.string_limit == 32 { 4096 } else { arguments.string_limit };
+    let options = Options { records: classes.clone(), classes, payload_limit, ..options(common) };
+    let successful = match (arguments.successful_only, arguments.failed_only) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    };
+    let filter = Filter { narrow: narrow(common), successful };
+    let time = match (arguments.relative, arguments.time) {
+        (true, _) => TimeFormat::Relative,
+        (_, 1) => TimeFormat::Seconds,
+        (_, 0 | 2) => TimeFormat::Microseconds,
+        _ => TimeFormat::Epoch,
+    };
+    let look = StraceOptions { time, nanoseconds: arguments.nanoseconds, hexdump: arguments.hexdump };
+    let mut report: Box<dyn Report> =
+        if common.json { Box::new(JsonTrace::new(filter)) } else { Box::new(Strace::new(filter, look)) };
+    run(common, &options, report.as_mut())
+}
+
+/// `zmqtrace stat`.
+pub fn stat(arguments: &Stat) -> Result<(), Error> {
+    let common = &arguments.common;
+    let classes = classes(&arguments.classes);
+    // Enough to know sockets by name; what happens often is counted in the kernel.
+    let records = classes.iter().copied().filter(|class| matches!(class, Class::Ctx | Class::Socket | Class::Endpoint));
+    let options = Options {
+        records: records.collect(),
+        classes,
+        totals: true,
+        payload_limit: 0,
+        interval: arguments.interval,
+        ..options(common)
+    };
+    let (narrow, intervals) = (narrow(common), arguments.interval.is_some());
+    let mut report: Box<dyn Report> = if common.json {
+        Box::new(JsonStat::new(narrow, intervals))
+    } else {
+        Box::new(StatTable::new(narrow, intervals))
+    };
+    run(common, &options, report.as_mut())
+}
+
+fn classes(typed: &[ClassName]) -> Vec<Class> {
+    if typed.is_empty() {
+        return DEFAULT_CLASSES.to_vec();
+    }
+    let mut classes: Vec<_> = typed.iter().flat_map(|name| name.classes()).copied().collect();
+    classes.sort_by_key(|class| *class as u8);
+    classes.dedup();
+    classes
+}
+
+fn options(common: &Common) -> Options {
+    Options {
+        classes: Vec::new(),
+        records: Vec::new(),
+        totals: false,
+        payload_limit: 0,
+        ring_bytes: common.buffer << 20,
+        duration: common.duration,
+        interval: None,
+        link: common.link,
+        programs: if common.empty_probes { Programs::Empty } else { Programs::Calls },
+        debug: common.debug,
+    }
+}
+
+fn narrow(common: &Common) -> Narrow {
+    let mut endpoints = common.endpoints.clone();
+    endpoints.extend(common.ports.iter().map(|port| format!(":{port}")));
+    Narrow { sockets: common.sockets.clone(), endpoints, contains: common.contains.clone() }
+}
+
+fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<(), Error> {
+    if common.debug {
+        Diagnostics::install();
+    }
+    let mut pids = common.pids.clone();
+    pids.sort_unstable();
+    pids.dedup();
+    let mut processes = pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?;
+    let mut out = open_output(common)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Bpf { action: "set up signals and timers".into(), reason: error.to_string() })?;
+    runtime.block_on(async {
+        let described: Vec<_> = processes
+            .iter()
+            .map(|process| format!("{}[{}]: {}", process.name, process.pid, process.describe_libraries()))
+            .collect();
+        let mut capture = Capture::start(std::mem::take(&mut processes), options)?;
+        if !common.quiet {
+            let (functions, kind) = capture.attached();
+            eprintln!("zmqtrace: attached to {}; {functions} functions probed ({kind})", described.join("; "));
+        }
+        let (calls, loss) = pump(&mut capture, report, &mut out, common).await?;
+        if !common.quiet {
+            summarise(calls, &loss);
+        }
+        Ok(())
+    })
+}
+
+/// Moves events until the stream ends. Returns how many calls came, and what was lost.
+async fn pump(
+    capture: &mut Capture,
+    report: &mut dyn Report,
+    out: &mut Sink,
+    common: &Common,
+) -> Result<(u64, Loss), Error> {
+    let mut world = World::default();
+    let (mut calls, mut loss) = (0, Loss::default());
+    let mut reader_is_gone = false;
+    while let Some(events) = capture.next().await? {
+        for event in &events {
+            world.apply(event);
+            match event {
+                Event::Call(_) => calls += 1,
+                Event::Loss(now) => loss = *now,
+                _ => {}
+            }
+            if reader_is_gone {
+                continue;
+            }
+            if let Err(error) = report.event(&world, event, out) {
+                reader_is_gone = closed_pipe(error, common)?;
+                capture.stop();
+            }
+        }
+        if !reader_is_gone && let Err(error) = out.flush() {
+            reader_is_gone = closed_pipe(error, common)?;
+            capture.stop();
+        }
+    }
+    Ok((calls, loss))
+}
+
+/// A reader that has seen enough is no failure.
+fn closed_pipe(error: io::Error, common: &Common) -> Result<bool, Error> {
+    if error.kind() == io::ErrorKind::BrokenPipe { Ok(true) } else { Err(output_error(common, error)) }
+}
+
+fn output_error(common: &Common, source: io::Error) -> Error {
+    let path = common.output.as_ref().map_or_else(|| "standard output".into(), |path| path.display().to_string());
+    Error::Output { path, source }
+}
+
+fn open_output(common: &Common) -> Result<Sink, Error> {
+    match &common.output {
+        None => Ok(Sink::stdout()),
+        Some(path) => Sink::file(path).map_err(|source| output_error(common, source)),
+    }
+}
+
+/// What was seen and what was not, on standard error.
+fn summarise(calls: u64, loss: &Loss) {
+    let reasons: Vec<_> = loss
+        .reasons()
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| format!("{count} {}", reason.replace('_', " ")))
+        .collect();
+    let lost = if reasons.is_empty() { "nothing lost".into() } else { format!("LOST: {}", reasons.join(", ")) };
+    let late = if loss.stragglers > 0 { format!(", {} out of order", loss.stragglers) } else { String::new() };
+    eprintln!("zmqtrace: {calls} calls reported, {lost}{late}");
+}
+
+/// Shows what the libraries log, and the BPF side through aya-log, on standard error.
+struct Diagnostics;
+
+impl Diagnostics {
+    fn install() {
+        // Fails only when it is installed already.
+        if log::set_logger(&Self).is_ok() {
+            log::set_max_level(log::LevelFilter::Debug);
+        }
+    }
+}
+
+impl log::Log for Diagnostics {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("zmqtrace: {}: {}", record.target(), record.args());
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,7 @@
+//! The `zmqtrace` program: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zmqtrace::cli::main()
+}

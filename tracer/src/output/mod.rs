@@ -1,0 +1,30 @@
+//! How reports look: strace-like text, tables, JSON lines. Reads analyses and the world, writes bytes.
+
+mod arguments;
+mod hexdump;
+mod json;
+mod sink;
+mod stat;
+mod strace;
+mod time;
+
+use std::io;
+
+use crate::{event::Event, world::World};
+
+pub use self::{
+    json::{JsonStat, JsonTrace},
+    sink::Sink,
+    stat::StatTable,
+    strace::{Strace, StraceOptions},
+    time::TimeFormat,
+};
+
+/// A report: shows events as they come. The world has taken an event in before the report sees it.
+pub trait Report {
+    /// Writes what the event makes it show.
+    ///
+    /// # Errors
+    /// The output's.
+    fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()>;
+}

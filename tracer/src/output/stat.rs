@@ -1,0 +1,134 @@
+//! The table of `stat`, as `strace -c` has it, by socket.
+
+use std::io::{self, Write};
+
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+
+use super::{Report, Sink, time::duration};
+use crate::{
+    analysis::{
+        narrow::Narrow,
+        stat::{Counts, Key, Row, Stat},
+    },
+    constants,
+    event::{CallResult, Event, Loss},
+    world::World,
+};
+
+/// The report.
+#[derive(Debug)]
+pub struct StatTable {
+    stat: Stat,
+    intervals: bool,
+    loss: Loss,
+}
+
+impl StatTable {
+    /// Shows what `narrow` leaves; with `intervals`, a table at each tick.
+    pub fn new(narrow: Narrow, intervals: bool) -> Self {
+        Self { stat: Stat::new(narrow), intervals, loss: Loss::default() }
+    }
+}
+
+impl Report for StatTable {
+    fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()> {
+        self.stat.event(world, event);
+        match event {
+            Event::Loss(loss) => self.loss = *loss,
+            Event::Tick(tick) if self.intervals => {
+                let at_s = tick.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
+                writeln!(out, "--- at {at_s:.1} s")?;
+                write_table(out, world, &self.stat.interval(tick.ts_ns))?;
+                out.flush()?;
+            }
+            Event::End(end) => {
+                let counts = self.stat.total(world, end.ts_ns);
+                if self.intervals {
+                    writeln!(out, "--- total")?;
+                }
+                write_table(out, world, &counts)?;
+                let calls: u64 = counts.rows.iter().map(|(_, row)| row.count).sum();
+                let seconds = counts.duration_ns as f64 / 1e9;
+                writeln!(out, "{calls} calls in {seconds:.1} s; percentiles are exact to 6.25 %, all else is exact")?;
+                write_loss(out, &self.loss)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn write_loss(out: &mut Sink, loss: &Loss) -> io::Result<()> {
+    let uncounted = loss.totals_full + loss.thread_table_full + loss.nested_too_deep;
+    if uncounted > 0 {
+        writeln!(out, "NOT counted: {uncounted} calls (tables full)")?;
+    }
+    Ok(())
+}
+
+const HEADINGS: [&str; 12] =
+    ["socket", "call", "calls", "errors", "total", "mean", "p50", "p99", "max", "messages", "msg/s", "Mbit/s"];
+
+fn write_table(out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()> {
+    if counts.rows.is_empty() {
+        return writeln!(out, "no calls");
+    }
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(HEADINGS);
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let several = counts.rows.iter().any(|(key, _)| key.pid != counts.rows[0].0.pid);
+    for (key, row) in &counts.rows {
+        table.add_row(cells(world, counts, key, row, several));
+    }
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn cells(world: &World, counts: &Counts, key: &Key, row: &Row, several: bool) -> [String; 12] {
+    let object = object_name(world, key).unwrap_or_else(|| "-".into());
+    let process = world.process(key.pid).map_or("?", |process| &process.name);
+    let moves = row.messages > 0 || row.bytes > 0 || row.parts_unknown > 0;
+    let when_moves = |text: String| if moves { text } else { String::new() };
+    [
+        if several { format!("{process}[{}] {object}", key.pid) } else { object },
+        key.function.row().name.into(),
+        row.count.to_string(),
+        errors(row),
+        duration(row.total_ns),
+        duration(row.mean_ns()),
+        duration(row.percentile_ns(500)),
+        duration(row.percentile_ns(990)),
+        row.max_ns.map(duration).unwrap_or_default(),
+        when_moves(row.known_messages().map_or_else(|| "?".into(), |messages| messages.to_string())),
+        when_moves(row.known_messages().map_or_else(|| "?".into(), |count| format!("{:.0}", counts.per_second(count)))),
+        when_moves(format!("{:.2}", counts.per_second(row.bytes * 8) / 1e6)),
+    ]
+}
+
+fn errors(row: &Row) -> String {
+    let text = |(result, count): (&CallResult, &u64)| match result {
+        CallResult::Errno(errno) => format!("{} {count}", constants::errno_name(*errno)),
+        CallResult::Failed | CallResult::Ok => format!("? {count}"),
+    };
+    row.errors.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// The socket, context or poller that a row is about.
+pub fn object_name(world: &World, key: &Key) -> Option<String> {
+    let function = key.function.row();
+    function.handle_arg()?;
+    if function.is_about_socket() {
+        return world.socket_name(key.pid, key.handle, key.generation);
+    }
+    Some(match function.class {
+        tracer_common::function::Class::Poll => world.poller_name(key.pid, key.handle),
+        _ => world.context_name(key.pid, key.handle),
+    })
+}

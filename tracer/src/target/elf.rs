@@ -1,0 +1,182 @@
+//! The little of an ELF file that is needed to find functions in it, read piece by piece: programs can
+//! be gigabytes, their symbol tables are not. Every offset and size comes from the file and is checked.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use object::{
+    LittleEndian as LE,
+    elf::{
+        EM_X86_64, FileHeader64, PF_X, PT_LOAD, ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC,
+        STT_GNU_IFUNC, SectionHeader64, Sym64,
+    },
+    pod,
+    read::elf::FileHeader as _,
+};
+
+/// A table larger than this is not read: no real symbol table is.
+const MAX_TABLE_BYTES: u64 = 1 << 30;
+
+/// An x86_64 ELF file.
+pub struct Elf<'file> {
+    file: &'file File,
+    segments: Vec<ProgramHeader64<LE>>,
+    sections: Vec<SectionHeader64<LE>>,
+}
+
+/// Which symbol table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// `.dynsym`: what the file exports.
+    Dynamic,
+    /// `.symtab`: all functions, unless stripped.
+    Full,
+}
+
+/// A function that the file defines.
+#[derive(Clone, Copy, Debug)]
+pub struct Function {
+    /// Address in the file's own terms.
+    pub address: u64,
+    /// Bytes; 0 where the file does not say.
+    pub size: u64,
+}
+
+/// A symbol table with its names.
+pub struct Symbols {
+    symbols: Vec<Sym64<LE>>,
+    names: Vec<u8>,
+}
+
+/// Why a file is not one of ours.
+pub enum NotElf {
+    /// Not ELF, or damaged: of no interest.
+    Other,
+    /// ELF for another machine or word size.
+    Foreign(String),
+}
+
+impl<'file> Elf<'file> {
+    pub fn open(file: &'file File) -> Result<Self, NotElf> {
+        let mut header = [0; size_of::<FileHeader64<LE>>()];
+        file.read_exact_at(&mut header, 0).map_err(|_| NotElf::Other)?;
+        if header[..4] != *b"\x7fELF" {
+            return Err(NotElf::Other);
+        }
+        let (header, _) = pod::from_bytes::<FileHeader64<LE>>(&header).map_err(|()| NotElf::Other)?;
+        if !header.is_class_64() || !header.is_little_endian() || header.e_machine.get(LE) != EM_X86_64 {
+            let bits = if header.is_class_64() { 64 } else { 32 };
+            return Err(NotElf::Foreign(format!("a {bits}-bit program of ELF machine {}", header.e_machine.get(LE))));
+        }
+        let segments = read_table(file, header.e_phoff.get(LE), u64::from(header.e_phnum.get(LE)));
+        let sections = read_table(file, header.e_shoff.get(LE), u64::from(header.e_shnum.get(LE)));
+        Ok(Self {
+            file,
+            segments: segments.map_err(|_| NotElf::Other)?,
+            // A file without section headers has no symbol table that we could read.
+            sections: sections.unwrap_or_default(),
+        })
+    }
+
+    /// The symbols of one table; `None` where the file has none.
+    pub fn symbols(&self, table: Table) -> Option<Symbols> {
+        let kind = if table == Table::Dynamic { SHT_DYNSYM } else { SHT_SYMTAB };
+        let section = self.sections.iter().find(|section| section.sh_type.get(LE) == kind)?;
+        let names = self.sections.get(section.sh_link.get(LE) as usize)?;
+        let count = section.sh_size.get(LE) / size_of::<Sym64<LE>>() as u64;
+        Some(Symbols {
+            names: read_bytes(self.file, names.sh_offset.get(LE), names.sh_size.get(LE)).ok()?,
+            symbols: read_table(self.file, section.sh_offset.get(LE), count).ok()?,
+        })
+    }
+
+    /// Offset in the file of what is mapped at `address`.
+    pub fn offset_of_address(&self, address: u64) -> Option<u64> {
+        self.code_segments().find_map(|segment| {
+            let offset = address.checked_sub(segment.p_vaddr.get(LE))?;
+            (offset < segment.p_filesz.get(LE)).then(|| segment.p_offset.get(LE) + offset)
+        })
+    }
+
+    /// Address of what lies at `offset`, a page boundary at or before a segment with code. Only those
+    /// segments count: with lld, file ranges of segments share pages.
+    pub fn address_of_offset(&self, offset: u64) -> Option<u64> {
+        self.code_segments().find_map(|segment| {
+            let start = segment.p_offset.get(LE);
+            let in_segment = offset < start + segment.p_filesz.get(LE) && offset + 4096 > start;
+            in_segment.then(|| segment.p_vaddr.get(LE).wrapping_add(offset).wrapping_sub(start))
+        })
+    }
+
+    /// Up to `len` bytes of code at `address`.
+    pub fn code(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let read = self
+            .offset_of_address(address)
+            .and_then(|offset| self.file.read_at(&mut bytes, offset).ok())
+            .unwrap_or_default();
+        bytes.truncate(read);
+        bytes
+    }
+
+    /// Whether a part of the file that is loaded holds `text`. Reads it in pieces.
+    pub fn contains(&self, text: &[u8]) -> bool {
+        const PIECE_BYTES: u64 = 1 << 20;
+        self.segments.iter().filter(|segment| segment.p_type.get(LE) == PT_LOAD).any(|segment| {
+            let (start, len) = (segment.p_offset.get(LE), segment.p_filesz.get(LE).min(MAX_TABLE_BYTES));
+            (0..len).step_by(PIECE_BYTES as usize).any(|at| {
+                let piece = (len - at).min(PIECE_BYTES + text.len() as u64);
+                read_bytes(self.file, start + at, piece).is_ok_and(|bytes| memchr::memmem::find(&bytes, text).is_some())
+            })
+        })
+    }
+
+    fn code_segments(&self) -> impl Iterator<Item = &ProgramHeader64<LE>> {
+        self.segments.iter().filter(|segment| segment.p_type.get(LE) == PT_LOAD && segment.p_flags.get(LE) & PF_X != 0)
+    }
+}
+
+impl Symbols {
+    /// Whether `name` could be in the table: a quick look that spares reading every symbol.
+    pub fn may_hold(&self, name: &str) -> bool {
+        memchr::memmem::find(&self.names, name.as_bytes()).is_some()
+    }
+
+    /// The functions that the file defines, with their names.
+    pub fn functions(&self) -> impl Iterator<Item = (&[u8], Function)> {
+        self.symbols.iter().filter_map(|symbol| {
+            let kind = symbol.st_info & 0xf;
+            let defined = symbol.st_shndx.get(LE) != SHN_UNDEF && symbol.st_value.get(LE) != 0;
+            if !defined || (kind != STT_FUNC && kind != STT_GNU_IFUNC) {
+                return None;
+            }
+            let name = self.names.get(symbol.st_name.get(LE) as usize..)?;
+            let name = &name[..memchr::memchr(0, name)?];
+            Some((name, Function { address: symbol.st_value.get(LE), size: symbol.st_size.get(LE) }))
+        })
+    }
+
+    /// The function of that name.
+    pub fn function(&self, name: &str) -> Option<Function> {
+        if !self.may_hold(name) {
+            return None;
+        }
+        self.functions().find(|(found, _)| *found == name.as_bytes()).map(|(_, function)| function)
+    }
+}
+
+fn read_bytes(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidData)?;
+    if len > MAX_TABLE_BYTES || end > file.metadata()?.len() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes)
+}
+
+fn read_table<T: pod::Pod>(file: &File, offset: u64, count: u64) -> io::Result<Vec<T>> {
+    let len = count.checked_mul(size_of::<T>() as u64).ok_or(io::ErrorKind::InvalidData)?;
+    let bytes = read_bytes(file, offset, len)?;
+    let (table, _) = pod::slice_from_bytes::<T>(&bytes, count as usize).map_err(|()| io::ErrorKind::InvalidData)?;
+    Ok(table.to_vec())
+}

@@ -1,0 +1,194 @@
+//! Which processes, and which libzmq in them. All is read from `/proc` and from the mapped files; the
+//! target is never stopped and nothing is written to it.
+
+mod elf;
+mod errno;
+mod libzmq;
+mod memory;
+mod prologue;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use procfs::process::{MMPermissions, MMapPath, Process as ProcFs};
+
+use self::elf::Elf;
+pub use self::{
+    libzmq::{Library, Probe, Version},
+    memory::Memory,
+};
+use crate::error::Error;
+
+/// A running process that uses libzmq.
+#[derive(Debug)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// Its name (`comm`).
+    pub name: String,
+    /// The libzmq copies in it, in the order of their addresses; the index is the number in cookies.
+    pub libraries: Vec<Library>,
+    /// Distance of `errno` from the thread pointer, where it could be found.
+    pub errno_offset: Option<i64>,
+    /// Becomes readable when the process ends.
+    pub pidfd: OwnedFd,
+}
+
+/// One file that is mapped into a process with code in it.
+#[derive(Debug)]
+struct MappedFile {
+    /// As the process sees it.
+    path: PathBuf,
+    /// The executable mappings: address range and file offset.
+    code: Vec<CodeMapping>,
+    file: File,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct CodeMapping {
+    start: u64,
+    end: u64,
+    offset: u64,
+}
+
+impl Process {
+    /// Looks into process `pid`.
+    ///
+    /// # Errors
+    /// When there is no such process, it may not be read, or no traceable libzmq is in it.
+    pub fn open(pid: u32) -> Result<Self, Error> {
+        let pidfd = open_pidfd(pid)?;
+        let proc = ProcFs::new(pid as i32).map_err(|_| Error::NoSuchProcess { pid })?;
+        let stat = proc.stat().map_err(|error| read_error("/proc/PID/stat", pid, error))?;
+        if stat.state == 'Z' || stat.state == 'X' {
+            return Err(Error::Ended { pid });
+        }
+        let name = stat.comm;
+        let (files, unreadable) = mapped_files(&proc, pid)?;
+        if files.is_empty() {
+            // The kernel lists mappings without names to those who may not look.
+            let missing = "CAP_SYS_PTRACE (for the target's mappings)";
+            return Err(match unreadable {
+                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    Error::NotPermitted { missing: missing.into() }
+                }
+                Some(source) => Error::Read { what: "the mapped files", pid, source },
+                None => Error::NoLibzmq { pid, name, files: 0, examples: "a kernel thread".into() },
+            });
+        }
+        let memory = Memory::new(pid);
+        let libraries =
+            libzmq::find(&files).map_err(|class| Error::UnsupportedTarget { pid, name: name.clone(), what: class })?;
+        if libraries.is_empty() {
+            return Err(libzmq::explain_absence(pid, name, &files));
+        }
+        Ok(Self { pid, name, libraries, errno_offset: errno::offset(&files, &memory), pidfd })
+    }
+}
+
+/// The name of a thread; `None` when it has ended.
+pub fn thread_name(pid: u32, tid: u32) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
+}
+
+fn open_pidfd(pid: u32) -> Result<OwnedFd, Error> {
+    // SAFETY: takes integers, returns a new fd or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    if fd >= 0 {
+        // SAFETY: the fd is new and ours.
+        return Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => Err(Error::NoSuchProcess { pid }),
+        // A thread that is not its process's first.
+        Some(libc::EINVAL | libc::ENOENT) => Err(match thread_group(pid) {
+            Some(tgid) if tgid != pid => Error::IsThread { tid: pid, pid: tgid },
+            _ => Error::NoSuchProcess { pid },
+        }),
+        Some(libc::ENOSYS) => {
+            Err(Error::Kernel { what: "pidfd_open (Linux 5.3)".into(), remedy: "use Linux 5.15 or later" })
+        }
+        _ => Err(Error::Read { what: "the pidfd", pid, source: error }),
+    }
+}
+
+fn thread_group(tid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+fn read_error(what: &'static str, pid: u32, error: procfs::ProcError) -> Error {
+    let source = match error {
+        procfs::ProcError::NotFound(_) => return Error::NoSuchProcess { pid },
+        procfs::ProcError::PermissionDenied(_) => io::Error::from_raw_os_error(libc::EACCES),
+        procfs::ProcError::Io(source, _) => source,
+        other => io::Error::other(other.to_string()),
+    };
+    if source.raw_os_error() == Some(libc::ESRCH) {
+        return Error::NoSuchProcess { pid };
+    }
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        return Error::NotPermitted { missing: "CAP_SYS_PTRACE (for the target's mappings)".into() };
+    }
+    Error::Read { what, pid, source }
+}
+
+/// Opens every file that is mapped executable. Also says why one could not be opened.
+fn mapped_files(proc: &ProcFs, pid: u32) -> Result<(Vec<MappedFile>, Option<io::Error>), Error> {
+    let maps = proc.maps().map_err(|error| read_error("/proc/PID/maps", pid, error))?;
+    let mut files: Vec<MappedFile> = Vec::new();
+    let mut by_inode: HashMap<(i32, i32, u64), Option<usize>> = HashMap::new();
+    let mut unreadable = None;
+    for map in maps.iter().filter(|map| map.perms.contains(MMPermissions::EXECUTE)) {
+        let MMapPath::Path(path) = &map.pathname else { continue };
+        let code = CodeMapping { start: map.address.0, end: map.address.1, offset: map.offset };
+        let known = by_inode.entry((map.dev.0, map.dev.1, map.inode)).or_insert_with(|| {
+            match open_mapped(pid, code, path, map.inode) {
+                Ok(file) => {
+                    files.push(MappedFile { path: path.clone(), code: Vec::new(), file });
+                    Some(files.len() - 1)
+                }
+                Err(error) => {
+                    unreadable = Some(error);
+                    None
+                }
+            }
+        });
+        if let Some(index) = *known {
+            files[index].code.push(code);
+        }
+    }
+    Ok((files, unreadable))
+}
+
+/// The mapped file itself, also when it was deleted or replaced or lies in a container: first through
+/// `map_files`, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, else by its path in the target's
+/// root if that still is the same inode.
+fn open_mapped(pid: u32, code: CodeMapping, path: &Path, inode: u64) -> io::Result<File> {
+    let by_address = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", code.start, code.end));
+    by_address.or_else(|error| {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        let file = File::open(Path::new(&format!("/proc/{pid}/root")).join(path))?;
+        if file.metadata()?.ino() == inode { Ok(file) } else { Err(error) }
+    })
+}
+
+impl MappedFile {
+    /// What to add to the file's own addresses to get the process's.
+    fn load_bias(&self, elf: &Elf<'_>) -> Option<u64> {
+        self.code.iter().find_map(|code| {
+            let address = elf.address_of_offset(code.offset)?;
+            Some(code.start.wrapping_sub(address))
+        })
+    }
+}

@@ -1,0 +1,238 @@
+//! What is known of the targets at a moment of the stream: processes, threads, contexts, sockets, and
+//! their names. A fold over events, the same from a live process and from saved events.
+
+mod names;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use tracer_common::function::Class;
+
+pub use self::names::SocketLabel;
+use crate::event::{Call, Event, Library, Outcome, Start};
+
+/// Closed sockets that are remembered, a process.
+const MAX_CLOSED: usize = 10_000;
+
+/// Everything known.
+#[derive(Debug, Default)]
+pub struct World {
+    start: Option<Start>,
+    processes: BTreeMap<u32, Process>,
+}
+
+/// A process.
+#[derive(Debug, Default)]
+pub struct Process {
+    /// Its name.
+    pub name: String,
+    /// The libzmq copies in it.
+    pub libraries: Vec<Library>,
+    threads: HashMap<u32, String>,
+    sockets: HashMap<(u64, u32), Socket>,
+    /// The latest generation of each address.
+    newest: HashMap<u64, u32>,
+    /// Sockets that were closed, oldest first.
+    closed: VecDeque<(u64, u32)>,
+    contexts: HashMap<u64, u32>,
+    pollers: HashMap<u64, u32>,
+    /// How many sockets, contexts and pollers have been seen.
+    seen: [u32; 3],
+}
+
+/// A socket.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    /// Index of its libzmq.
+    pub library: u8,
+    /// `ZMQ_REQ`, ...; `None`: not known.
+    pub socket_type: Option<i32>,
+    /// libzmq's own number of it.
+    pub id: Option<u32>,
+    /// n-th socket seen in its process, from 1.
+    pub ordinal: u32,
+    /// Endpoints that it was seen to bind or connect to and has not left.
+    pub endpoints: Vec<String>,
+    /// Messages sent and received, as far as seen.
+    pub messages: [u64; 2],
+}
+
+impl World {
+    /// Takes in the next event. Reports show an event after the world has taken it in.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Start(start) => self.start = Some(start.clone()),
+            Event::Process(found) => {
+                let process = self.processes.entry(found.pid).or_default();
+                process.name.clone_from(&found.name);
+                process.libraries.clone_from(&found.libraries);
+            }
+            Event::Thread(thread) => {
+                self.process_mut(thread.pid).threads.insert(thread.tid, thread.name.clone());
+            }
+            Event::Socket(found) => {
+                let socket = self.process_mut(found.pid).socket_mut(found.handle, found.generation, found.library);
+                socket.socket_type = Some(found.socket_type);
+                socket.id = found.id;
+            }
+            Event::Call(call) => self.apply_call(call),
+            Event::InFlight(in_flight) => self.see(&in_flight.call),
+            Event::Totals(totals) => {
+                for row in &totals.rows {
+                    if row.handle != 0 && row.function.row().is_about_socket() {
+                        self.process_mut(row.pid).socket_mut(row.handle, row.generation, row.library);
+                    }
+                }
+            }
+            Event::Exec(exec) => {
+                // What the old program had is gone.
+                let process = self.process_mut(exec.pid);
+                process.sockets.clear();
+                process.newest.clear();
+                process.closed.clear();
+                process.contexts.clear();
+                process.pollers.clear();
+            }
+            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Loss(_) | Event::Tick(_) | Event::End(_) => {}
+        }
+    }
+
+    /// CLOCK_REALTIME of a stamp, ns.
+    pub fn realtime_ns(&self, ts_ns: u64) -> u64 {
+        match &self.start {
+            Some(start) => start.realtime_ns.wrapping_add(ts_ns.wrapping_sub(start.ts_ns)),
+            None => ts_ns,
+        }
+    }
+
+    /// When observation began, CLOCK_MONOTONIC.
+    pub fn start_ns(&self) -> u64 {
+        self.start.as_ref().map_or(0, |start| start.ts_ns)
+    }
+
+    /// Whether the stream's totals say all that is to be counted.
+    pub fn has_totals(&self) -> bool {
+        self.start.as_ref().is_some_and(|start| start.totals)
+    }
+
+    /// A process that was found or seen.
+    pub fn process(&self, pid: u32) -> Option<&Process> {
+        self.processes.get(&pid)
+    }
+
+    /// The socket at an address.
+    pub fn socket(&self, pid: u32, handle: u64, generation: u32) -> Option<&Socket> {
+        self.processes.get(&pid)?.sockets.get(&(handle, generation))
+    }
+
+    /// The socket that a call is about.
+    pub fn socket_of(&self, call: &Call) -> Option<&Socket> {
+        self.socket(call.pid, call.socket()?, call.generation)
+    }
+
+    /// A thread's name; that of its process where it is not known.
+    pub fn thread_name(&self, pid: u32, tid: u32) -> &str {
+        self.processes.get(&pid).map_or("?", |process| process.threads.get(&tid).unwrap_or(&process.name))
+    }
+
+    fn process_mut(&mut self, pid: u32) -> &mut Process {
+        self.processes.entry(pid).or_default()
+    }
+
+    /// Makes the object that a call is about known.
+    fn see(&mut self, call: &Call) {
+        let Some(handle) = call.handle() else { return };
+        let row = call.function.row();
+        let process = self.process_mut(call.pid);
+        if row.is_about_socket() {
+            process.socket_mut(handle, call.generation, call.library);
+        } else if row.class == Class::Poll {
+            Process::number(&mut process.pollers, &mut process.seen[2], handle);
+        } else {
+            Process::number(&mut process.contexts, &mut process.seen[1], handle);
+        }
+    }
+
+    fn apply_call(&mut self, call: &Call) {
+        self.see(call);
+        let Some(Outcome { ret, failed: false, .. }) = call.outcome else { return };
+        let process = self.process_mut(call.pid);
+        match call.function.row().name {
+            "zmq_socket" => process.opened(call, ret as u64),
+            "zmq_ctx_new" | "zmq_init" => {
+                process.contexts.remove(&(ret as u64));
+                Process::number(&mut process.contexts, &mut process.seen[1], ret as u64);
+            }
+            "zmq_poller_new" => {
+                process.pollers.remove(&(ret as u64));
+                Process::number(&mut process.pollers, &mut process.seen[2], ret as u64);
+            }
+            "zmq_bind" | "zmq_connect" | "zmq_connect_peer" => {
+                if let Some(socket) = process.socket_of(call) {
+                    socket.endpoints.push(String::from_utf8_lossy(&call.data.bytes).into_owned());
+                }
+            }
+            "zmq_close" => process.closed(call.args[0], call.generation),
+            "zmq_unbind" | "zmq_disconnect" => {
+                if let Some(socket) = process.socket_of(call) {
+                    let left = socket.endpoints.iter().position(|endpoint| endpoint.as_bytes() == call.data.bytes);
+                    left.map(|index| socket.endpoints.remove(index));
+                }
+            }
+            _ => {
+                let direction = match call.function.row().class {
+                    Class::Send => 0,
+                    Class::Recv => 1,
+                    _ => return,
+                };
+                if call.more == Some(false)
+                    && let Some(socket) = process.socket_of(call)
+                {
+                    socket.messages[direction] += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Process {
+    fn socket_mut(&mut self, handle: u64, generation: u32, library: u8) -> &mut Socket {
+        let seen = &mut self.seen[0];
+        let newest = self.newest.entry(handle).or_insert(generation);
+        *newest = generation.max(*newest);
+        self.sockets.entry((handle, generation)).or_insert_with(|| {
+            *seen += 1;
+            Socket { library, socket_type: None, id: None, ordinal: *seen, endpoints: Vec::new(), messages: [0; 2] }
+        })
+    }
+
+    fn socket_of(&mut self, call: &Call) -> Option<&mut Socket> {
+        self.sockets.get_mut(&(call.socket()?, call.generation))
+    }
+
+    fn opened(&mut self, call: &Call, handle: u64) {
+        let id: Option<[u8; 4]> = call.data.bytes.as_ref().try_into().ok();
+        let socket = self.socket_mut(handle, call.generation, call.library);
+        socket.socket_type = Some(call.args[1] as i32);
+        socket.id = id.map(u32::from_le_bytes);
+    }
+
+    /// A closed socket keeps its name for a while: reports may still speak of it.
+    fn closed(&mut self, handle: u64, generation: u32) {
+        self.closed.push_back((handle, generation));
+        if self.closed.len() > MAX_CLOSED
+            && let Some(oldest) = self.closed.pop_front()
+        {
+            self.sockets.remove(&oldest);
+            if self.newest.get(&oldest.0) == Some(&oldest.1) {
+                self.newest.remove(&oldest.0);
+            }
+        }
+    }
+
+    fn number(known: &mut HashMap<u64, u32>, seen: &mut u32, handle: u64) {
+        known.entry(handle).or_insert_with(|| {
+            *seen += 1;
+            *seen
+        });
+    }
+}

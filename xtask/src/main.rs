@@ -1,0 +1,72 @@
+//! zmqtrace's own chores, run as `cargo xtask COMMAND`. Each command is a file; what a fresh machine
+//! needs for it is in `setup` and `toolchain`.
+
+mod command;
+mod demo;
+mod ebpf;
+mod hash;
+mod setup;
+mod sources;
+mod test;
+mod toolchain;
+mod tree;
+mod workloads;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::tree::Tree;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "zmqtrace's own chores")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the BPF object that zmqtrace embeds, with its sidecar, into tracer/bpf
+    BuildEbpf {
+        /// Write nothing; fail unless the committed object belongs to the sources
+        #[arg(long)]
+        check: bool,
+    },
+    /// Compile the C workloads and fetch pyzmq and npm's zeromq, into target/
+    Workloads,
+    /// Format, lints, documentation, BPF object and all tests (as root)
+    Test {
+        /// Without what comes from PyPI and npm, and the tests that need it
+        #[arg(long)]
+        no_external: bool,
+        /// For `cargo test`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Trace a small service that stalls now and then (as root)
+    Demo,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without the backtrace that anyhow would add under RUST_BACKTRACE: the sentence is the message.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> Result<()> {
+    let tree = Tree::find()?;
+    match chore {
+        Chore::BuildEbpf { check: false } => ebpf::build(&tree),
+        Chore::BuildEbpf { check: true } => ebpf::check(&tree),
+        Chore::Workloads => workloads::prepare(&tree, true),
+        Chore::Test { no_external, arguments } => test::test(&tree, !no_external, &arguments),
+        Chore::Demo => demo::demo(&tree),
+    }
+}
