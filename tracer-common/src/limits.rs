@@ -14,9 +14,13 @@ pub const MAX_TEXT_BYTES: usize = 256;
 /// Parts of a `zmq_sendiov` or `zmq_recviov` whose sizes are summed up; beyond it the size is unknown.
 pub const MAX_IOV_PARTS: usize = 32;
 
-/// Threads that can be inside libzmq at the same time, over all targets. One more is counted as
-/// [`Loss::ThreadTableFull`](crate::record::Loss::ThreadTableFull).
+/// Slots for threads that have called libzmq and live, over all targets; a power of two. A thread's slot
+/// is the one at its tid modulo this, or one of the [`MAX_SLOT_STEPS`] behind it.
 pub const MAX_THREADS: u32 = 8192;
+
+/// How far a thread's slot is looked for. The call of a thread that finds none is counted as
+/// [`Loss::ThreadTableFull`](crate::record::Loss::ThreadTableFull).
+pub const MAX_SLOT_STEPS: u32 = 32;
 
 /// Target processes.
 pub const MAX_TARGETS: u32 = 1024;

@@ -125,7 +125,9 @@ pub struct ThreadRecord {
     /// A [`RecordKind`].
     pub kind: u8,
     /// Explicit padding.
-    pub padding: [u8; 7],
+    pub padding: [u8; 3],
+    /// Index of the thread's [`ThreadSlot`].
+    pub slot: u32,
     /// CLOCK_MONOTONIC.
     pub ts_ns: u64,
     /// Process.
@@ -153,10 +155,17 @@ pub struct Frame {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadSlot {
+    /// The thread, as `pid_tgid`; 0: the slot is free.
+    pub owner: u64,
+    /// The last handle that a call was about, and its generation, which holds as long as the number of
+    /// sockets closed is `closes`.
+    pub handle: u64,
+    /// See `handle`.
+    pub closes: u64,
+    /// See `handle`.
+    pub generation: u32,
     /// Sequence of the thread's next call.
     pub sequence: u32,
-    /// Explicit padding.
-    pub padding: u32,
     /// Outermost first.
     pub frames: [Frame; MAX_NESTED_FRAMES],
 }

@@ -43,3 +43,31 @@ pub unsafe fn raise(word: *mut u64, value: u64) {
         seen = now;
     }
 }
+
+/// Sets a word that is 0 to `value`; false when it was not 0.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub unsafe fn claim(word: *mut u64, value: u64) -> bool {
+    let before: u64;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {value})",
+            word = in(reg) word,
+            value = in(reg) value,
+            inout("r0") 0u64 => before,
+        );
+    }
+    before == 0
+}
+
+/// The same value, of which the compiler knows nothing: else it drops the comparison that only the
+/// verifier needs.
+#[inline(always)]
+pub fn opaque(mut value: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}

@@ -2,9 +2,9 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    bindings::{BPF_ANY, pt_regs},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
         generated::{bpf_get_attach_cookie, bpf_get_current_task, bpf_get_func_ip, bpf_probe_read_kernel},
     },
     macros::{uprobe, uretprobe},
@@ -15,15 +15,17 @@ use tracer_common::{
     limits::{INLINE_DATA_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES},
     record::{
         CALL_HEADER_BYTES, CallRecord, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN, Frame,
-        LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, ThreadRecord, ThreadSlot,
+        LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, ThreadSlot,
     },
 };
 
 use crate::{
     maps::{
-        CLOSED, EVENTS, NO_WAKEUP, TARGETS, THREADS, count_totals, fsbase_offset, lose, payload_limit, record_classes,
+        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_close, count_totals, fsbase_offset, lose, payload_limit,
+        record_classes,
     },
     memory::{copy_bytes, copy_text, read_user},
+    threads,
     totals::count,
 };
 
@@ -33,8 +35,9 @@ const SNDMORE: u64 = 2;
 /// For perf and multi links: at a function's entry.
 #[uprobe]
 pub fn call_entry(ctx: ProbeContext) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: the kernel passes a valid context.
-    enter(&ctx, unsafe { &*ctx.regs });
+    enter(&ctx, unsafe { &*ctx.regs }, pid_tgid, threads::find(pid_tgid));
     0
 }
 
@@ -42,22 +45,33 @@ pub fn call_entry(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn call_return(ctx: RetProbeContext) -> u32 {
     // SAFETY: the kernel passes a valid context.
-    leave(unsafe { &*ctx.regs });
+    let regs = unsafe { &*ctx.regs };
+    if let Some(slot) = threads::find(bpf_get_current_pid_tgid())
+        && let Some(frame) = returning_frame(slot, regs)
+    {
+        leave(frame, regs);
+    }
     0
 }
 
-/// For session links: both. 1 at entry asks the kernel to leave the return alone.
+/// For session links: both. 1 at entry asks the kernel to leave the return alone, so that only calls that
+/// have a frame come back here.
 #[uprobe]
 pub fn call_session(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes a valid context.
     let regs = unsafe { &*ctx.regs };
-    // SAFETY: a helper without precondition.
-    if regs.rip == unsafe { bpf_get_func_ip(ctx.as_ptr()) } {
-        !enter(&ctx, regs) as u32
-    } else {
-        leave(regs);
-        0
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let slot = threads::find(pid_tgid);
+    if let Some(slot) = slot
+        && let Some(frame) = returning_frame(slot, regs)
+        // An entry can have a return's stack pointer, if a call in flight was abandoned.
+        // SAFETY: a helper without precondition.
+        && regs.rip != unsafe { bpf_get_func_ip(ctx.as_ptr()) }
+    {
+        leave(frame, regs);
+        return 0;
     }
+    !enter(&ctx, regs, pid_tgid, slot) as u32
 }
 
 /// Does nothing: the floor that `cargo xtask bench` measures the cost of a traced call against.
@@ -74,22 +88,23 @@ pub fn empty_return(_: RetProbeContext) -> u32 {
 
 /// Puts the call into its thread's slot. False when the call is not the program's own or not wanted.
 #[inline(always)]
-fn enter(ctx: &ProbeContext, regs: &pt_regs) -> bool {
-    let pid_tgid = bpf_get_current_pid_tgid();
+fn enter(ctx: &ProbeContext, regs: &pt_regs, pid_tgid: u64, slot: Option<*mut ThreadSlot>) -> bool {
     // SAFETY: a helper without precondition.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
-    let Some(slot) = thread_slot(pid_tgid) else { return false };
+    let Some(slot) = slot.or_else(|| threads::first_call(pid_tgid)) else { return false };
     // SAFETY: the slot belongs to the current thread, and no other code of it runs meanwhile.
     let slot = unsafe { &mut *slot };
-    let sequence = slot.sequence;
-    slot.sequence = sequence.wrapping_add(1);
-    let sp = regs.rsp;
-    let Some(frame) = free_frame(slot, sp, cookie) else { return false };
+    let args = [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, regs.r9];
     let tgid = (pid_tgid >> 32) as u32;
+    let sequence = slot.sequence;
+    let generation = generation(slot, tgid, handle(&args, cookie));
+    let sp = regs.rsp;
+    let Some(frame) = free_frame(&mut slot.frames, sp, cookie) else { return false };
     let capture = cookie.capture();
     if matches!(capture, Capture::SendMessage0 | Capture::SendMessage1) && is_internal(tgid, cookie, sp) {
         return false;
     }
+    slot.sequence = sequence.wrapping_add(1);
 
     // No frame in flight until it is complete: userspace may look at any moment.
     // SAFETY: a live field; volatile, so that the compiler keeps the order (the CPU does).
@@ -105,8 +120,8 @@ fn enter(ctx: &ProbeContext, regs: &pt_regs) -> bool {
     call.tgid = tgid;
     call.tid = pid_tgid as u32;
     call.sequence = sequence;
-    call.args = [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, regs.r9];
-    call.generation = generation(tgid, handle(call, cookie));
+    call.args = args;
+    call.generation = generation;
     capture_at_entry(call, cookie, capture);
     // SAFETY: a helper without precondition. Last, so that our own work is not in the call's duration.
     call.entry_ns = unsafe { bpf_ktime_get_ns() };
@@ -115,24 +130,27 @@ fn enter(ctx: &ProbeContext, regs: &pt_regs) -> bool {
     true
 }
 
+/// The frame of the call that returns with these registers: its return address has been popped. `None` for
+/// a return without its entry (we came in between).
+#[inline(always)]
+fn returning_frame(slot: *mut ThreadSlot, regs: &pt_regs) -> Option<&'static mut Frame> {
+    let sp = regs.rsp - 8;
+    // SAFETY: the slot belongs to the current thread, and no other code of it runs meanwhile.
+    let [outer, inner] = unsafe { &mut (*slot).frames };
+    if outer.sp == sp {
+        Some(outer)
+    } else if inner.sp == sp {
+        Some(inner)
+    } else {
+        None
+    }
+}
+
 /// Completes the call that returns here and sends it.
 #[inline(always)]
-fn leave(regs: &pt_regs) {
-    // SAFETY: a helper without precondition. First, for the same reason.
+fn leave(frame: &mut Frame, regs: &pt_regs) {
+    // SAFETY: a helper without precondition. First, so that our own work is not in the call's duration.
     let return_ns = unsafe { bpf_ktime_get_ns() };
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(slot) = THREADS.get_ptr_mut(&pid_tgid) else { return };
-    // SAFETY: the slot belongs to the current thread.
-    let slot = unsafe { &mut *slot };
-    // The return address has been popped. A return without its entry (we came in between) finds no frame.
-    let sp = regs.rsp - 8;
-    let frame = if slot.frames[0].sp == sp {
-        &mut slot.frames[0]
-    } else if slot.frames[1].sp == sp {
-        &mut slot.frames[1]
-    } else {
-        return;
-    };
     let cookie = Cookie(frame.cookie);
     let call = &mut frame.call;
     call.return_ns = return_ns;
@@ -168,74 +186,14 @@ fn send(call: &CallRecord) {
     }
 }
 
-/// The slot of the current thread, made at its first call if the process is a target.
-#[inline(always)]
-fn thread_slot(pid_tgid: u64) -> Option<*mut ThreadSlot> {
-    THREADS.get_ptr_mut(&pid_tgid).or_else(|| first_call(pid_tgid))
-}
-
-#[inline(never)]
-fn first_call(pid_tgid: u64) -> Option<*mut ThreadSlot> {
-    const NO_FRAME: Frame = Frame {
-        sp: 0,
-        cookie: 0,
-        call: CallRecord {
-            kind: 0,
-            function: 0,
-            library: 0,
-            flags: 0,
-            data_len: 0,
-            entry_ns: 0,
-            return_ns: 0,
-            tgid: 0,
-            tid: 0,
-            sequence: 0,
-            errno: 0,
-            ret: 0,
-            size: 0,
-            generation: 0,
-            padding: 0,
-            args: [0; 6],
-            data: [0; INLINE_DATA_BYTES],
-        },
-    };
-    static NEW: ThreadSlot = ThreadSlot { sequence: 0, padding: 0, frames: [NO_FRAME; 2] };
-
-    let tgid = (pid_tgid >> 32) as u32;
-    TARGETS.get_ptr(&tgid)?;
-    if THREADS.insert(&pid_tgid, &NEW, BPF_NOEXIST.into()).is_err() {
-        lose(Loss::ThreadTableFull);
-        return None;
-    }
-    send_thread(RecordKind::ThreadStart, pid_tgid);
-    THREADS.get_ptr_mut(&pid_tgid)
-}
-
-/// Reports the life of the current thread.
-#[inline(always)]
-pub fn send_thread(kind: RecordKind, pid_tgid: u64) {
-    let record = ThreadRecord {
-        kind: kind as u8,
-        padding: [0; 7],
-        // SAFETY: a helper without precondition.
-        ts_ns: unsafe { bpf_ktime_get_ns() },
-        tgid: (pid_tgid >> 32) as u32,
-        tid: pid_tgid as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-    };
-    if EVENTS.output::<ThreadRecord>(&record, NO_WAKEUP).is_err() {
-        lose(Loss::LifeRingFull);
-    }
-}
-
 /// Where a call that begins at the stack pointer `sp` is kept; `None` when libzmq made it itself.
 ///
 /// A call is inside another one when its stack pointer is lower. One that is not lower means that the
 /// call we remember never returned (`longjmp`, an exception): it is dropped. Equal, with another
 /// function: a tail call, such as `zmq_term` into `zmq_ctx_term`.
 #[inline(always)]
-fn free_frame(slot: &mut ThreadSlot, sp: u64, cookie: Cookie) -> Option<&mut Frame> {
-    let [outer, inner] = &mut slot.frames;
+fn free_frame(frames: &mut [Frame; 2], sp: u64, cookie: Cookie) -> Option<&mut Frame> {
+    let [outer, inner] = frames;
     if !encloses(outer, sp, cookie) {
         inner.sp = 0;
         return Some(outer);
@@ -275,17 +233,30 @@ fn library(tgid: u32, cookie: Cookie) -> Option<&'static LibraryConfig> {
     unsafe { &*target }.libraries.get(cookie.library() as usize & (MAX_LIBRARIES - 1))
 }
 
+/// The argument that the call is about.
 #[inline(always)]
-fn handle(call: &CallRecord, cookie: Cookie) -> u64 {
+fn handle(args: &[u64; 6], cookie: Cookie) -> u64 {
     match cookie.handle_arg() {
-        0 => call.args[0],
-        1 => call.args[1],
+        0 => args[0],
+        1 => args[1],
         _ => 0,
     }
 }
 
+/// The generation of a handle, as the thread remembers it or as the map has it.
 #[inline(always)]
-fn generation(tgid: u32, handle: u64) -> u32 {
+fn generation(slot: &mut ThreadSlot, tgid: u32, handle: u64) -> u32 {
+    let closes = closes();
+    if slot.handle != handle || slot.closes != closes {
+        slot.generation = look_up_generation(tgid, handle);
+        slot.handle = handle;
+        slot.closes = closes;
+    }
+    slot.generation
+}
+
+#[inline(never)]
+fn look_up_generation(tgid: u32, handle: u64) -> u32 {
     // SAFETY: the value is a plain word that is copied at once.
     unsafe { CLOSED.get(&SocketAddress { handle, tgid, padding: 0 }) }.copied().unwrap_or(0)
 }
@@ -307,8 +278,12 @@ fn capture_at_entry(call: &mut CallRecord, cookie: Cookie, capture: Capture) {
             set_more(call, call.args[2] & SNDMORE != 0);
         }
         Capture::SendIov => {
-            copy_iov(call, call.args[1], call.args[2]);
-            set_more(call, call.args[3] & SNDMORE != 0);
+            let count = call.args[2];
+            copy_iov(call, call.args[1], count);
+            // libzmq clears SNDMORE for the last part; without it, each part is a message of its own.
+            if call.args[3] & SNDMORE != 0 || count == 1 {
+                set_more(call, false);
+            }
         }
         Capture::Text1 => copy_text(call, call.args[1]),
         Capture::OptionIn => copy_bytes(call, call.args[2], call.args[3], MAX_TEXT_BYTES as u64),
@@ -318,6 +293,7 @@ fn capture_at_entry(call: &mut CallRecord, cookie: Cookie, capture: Capture) {
         Capture::Close => {
             let address = SocketAddress { handle: call.args[0], tgid: call.tgid, padding: 0 };
             let _ = CLOSED.insert(&address, &(call.generation.wrapping_add(1)), BPF_ANY.into());
+            count_close();
         }
         _ => {}
     }
@@ -442,7 +418,7 @@ fn socket_layout(tgid: u32, cookie: Cookie, socket: u64) -> Option<&'static Sock
 #[inline(never)]
 fn read_socket_id(call: &mut CallRecord, cookie: Cookie) {
     let socket = call.ret as u64;
-    call.generation = generation(call.tgid, socket);
+    call.generation = look_up_generation(call.tgid, socket);
     let Some(layout) = socket_layout(call.tgid, cookie, socket) else { return };
     if layout.socket_id != 0 {
         copy_bytes(call, socket + u64::from(layout.socket_id), 4, 4);

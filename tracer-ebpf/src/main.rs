@@ -14,6 +14,7 @@ mod calls;
 mod maps;
 mod memory;
 mod process;
+mod threads;
 mod totals;
 
 #[cfg(not(test))]

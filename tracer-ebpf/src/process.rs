@@ -5,16 +5,20 @@ use aya_log_ebpf::info;
 use tracer_common::record::RecordKind;
 
 use crate::{
-    calls::send_thread,
-    maps::{TARGETS, THREADS, debug},
+    maps::{TARGETS, debug},
+    threads,
 };
 
 /// `sched_process_exit` runs in the thread that ends.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn thread_exit(_: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
-    if THREADS.remove(&pid_tgid).is_ok() {
-        send_thread(RecordKind::ThreadExit, pid_tgid);
+    // All threads of the host come by here.
+    if TARGETS.get_ptr(&((pid_tgid >> 32) as u32)).is_none() {
+        return 0;
+    }
+    if threads::free(pid_tgid) {
+        threads::send(RecordKind::ThreadExit, pid_tgid, 0);
     }
     0
 }
@@ -29,11 +33,11 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let old_tid: u32 = ctx.arg(1);
-    let _ = THREADS.remove(&pid_tgid);
-    let _ = THREADS.remove(&(u64::from(tgid) << 32 | u64::from(old_tid)));
+    threads::free(pid_tgid);
+    threads::free(u64::from(tgid) << 32 | u64::from(old_tid));
     if debug() != 0 {
         info!(&ctx, "process {} replaced its program", tgid);
     }
-    send_thread(RecordKind::ProcessExec, pid_tgid);
+    threads::send(RecordKind::ProcessExec, pid_tgid, 0);
     0
 }

@@ -10,7 +10,7 @@ use tracer_common::{
 };
 
 use crate::{
-    atomic::{add, raise},
+    atomic::{add, opaque, raise},
     maps::{TOTALS, lose},
 };
 
@@ -58,7 +58,7 @@ pub fn count(call: &CallRecord, cookie: Cookie, failed: bool) {
                 (false, _) => add(&raw mut (*totals).parts_unknown, 1),
             }
         }
-        let bucket = bucket_of(duration_ns);
+        let bucket = opaque(bucket_of(duration_ns));
         if bucket < BUCKETS {
             add((&raw mut (*totals).buckets).cast::<u64>().add(bucket), 1);
         }

@@ -14,7 +14,7 @@ mod totals;
 use std::{
     collections::HashSet,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -27,6 +27,7 @@ use tokio::{
 };
 use tracer_common::{
     function::Class,
+    limits::MAX_THREADS,
     record::{SocketAddress, TargetConfig},
 };
 
@@ -37,6 +38,7 @@ use self::{
     order::Order,
     program::{Constants, Object},
     record::Decoder,
+    sys::MappedArray,
     totals::{TotalsReader, read_loss},
 };
 use crate::{
@@ -151,11 +153,13 @@ impl Capture {
         let probes = attach::attach(&mut object, &processes, &options.classes, options.programs, options.link)?;
         let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
         let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
+        let slots = MappedArray::new(object.map_fd("THREADS")?.as_fd(), MAX_THREADS)
+            .map_err(|error| Error::Bpf { action: "map the table of threads".into(), reason: error.to_string() })?;
         let mut capture = Self {
             ring,
             decoder: Decoder::default(),
             order: Order::default(),
-            sampler: Sampler::new(typed(object.take_map("THREADS")?)?, object.map_fd("THREADS")?),
+            sampler: Sampler::new(slots),
             totals,
             lost: typed(object.take_map("LOST")?)?,
             closed: typed(object.take_map("CLOSED")?)?,
@@ -345,6 +349,9 @@ impl Capture {
             ..read_loss(&self.lost, now_ns)
         };
         if (Loss { ts_ns: self.loss.ts_ns, ..loss }) != self.loss {
+            if loss.life_ring_full > self.loss.life_ring_full {
+                self.sampler.rescan();
+            }
             self.loss = loss;
             self.ready.push(Event::Loss(loss));
         }

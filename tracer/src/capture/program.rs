@@ -137,11 +137,14 @@ impl std::fmt::Display for LoadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Object(reason) => f.write_str(reason),
+            // The verdict is the last line of the verifier's log but its statistics.
             Self::Kernel(error, log) => {
-                // The verdict stands at the end of the verifier's log.
-                let tail: Vec<_> = log.lines().rev().take(12).collect();
-                write!(f, "{error}")?;
-                tail.iter().rev().try_for_each(|line| write!(f, "\n  {line}"))
+                log::debug!("the verifier's log:\n{log}");
+                let verdict = log.lines().rev().find(|line| !line.starts_with("processed ") && !line.is_empty());
+                match verdict {
+                    Some(verdict) => write!(f, "{error}: {verdict} (--debug shows the verifier's log)"),
+                    None => write!(f, "{error}"),
+                }
             }
         }
     }
@@ -160,7 +163,13 @@ struct Chain<'error>(&'error dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
+        // aya puts the verifier's whole log into the message.
+        let message = self.0.to_string();
+        let first = message.lines().next().unwrap_or_default();
+        if first.len() < message.len() {
+            log::debug!("{message}");
+        }
+        write!(f, "{first}")?;
         let mut cause = self.0.source();
         while let Some(error) = cause {
             write!(f, ": {error}")?;

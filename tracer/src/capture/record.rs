@@ -24,6 +24,8 @@ pub struct Decoder {
     arena: BytesMut,
     /// Data that came before its call, by thread: a thread has one call at a time that waits for data.
     apart: HashMap<u32, (u32, Bytes)>,
+    /// Slots of threads that have made calls since [`take_slots`](Self::take_slots).
+    slots: Vec<u32>,
     /// Records that made no sense.
     pub unreadable: u64,
 }
@@ -46,6 +48,11 @@ impl Decoder {
             self.unreadable += 1;
         }
         event
+    }
+
+    /// Where the new threads keep their calls in flight.
+    pub fn take_slots(&mut self) -> impl Iterator<Item = u32> + '_ {
+        self.slots.drain(..)
     }
 
     /// A call that is still in flight, from its thread's slot.
@@ -115,6 +122,7 @@ impl Decoder {
         let (ts_ns, pid, tid) = (record.ts_ns, record.tgid, record.tid);
         match kind {
             RecordKind::ThreadStart => {
+                self.slots.push(record.slot);
                 let len = record.comm.iter().position(|byte| *byte == 0).unwrap_or(record.comm.len());
                 let name = String::from_utf8_lossy(&record.comm[..len]).into_owned();
                 Some(Event::Thread(Thread { ts_ns, pid, tid, name }))

@@ -149,3 +149,53 @@ pub fn lookup_batch<K: Copy, V: Copy>(map: BorrowedFd<'_>, keys: &mut [K], value
     // SAFETY: the kernel has set it.
     Ok((unsafe { attr.batch.count } as usize).min(keys.len()))
 }
+
+/// An array map with `BPF_F_MMAPABLE`, mapped read-only.
+#[derive(Debug)]
+pub struct MappedArray<V> {
+    start: std::ptr::NonNull<u8>,
+    len: u32,
+    value: std::marker::PhantomData<V>,
+}
+
+impl<V: aya::Pod> MappedArray<V> {
+    /// Maps the `len` values of the array `map`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), Self::bytes(len), libc::PROT_READ, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = std::ptr::NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, len, value: std::marker::PhantomData })
+    }
+
+    /// A copy of the value at `index`. The kernel side may be writing it: what it means is for the caller to
+    /// confirm.
+    pub fn read(&self, index: u32) -> Option<V> {
+        if index >= self.len {
+            return None;
+        }
+        // SAFETY: within the mapping; `Pod` means that any bytes are a value.
+        Some(unsafe { self.start.as_ptr().add(index as usize * Self::STRIDE).cast::<V>().read_volatile() })
+    }
+
+    /// The kernel keeps values of an array at multiples of 8 bytes.
+    const STRIDE: usize = size_of::<V>().next_multiple_of(8);
+
+    const fn bytes(len: u32) -> usize {
+        len as usize * Self::STRIDE
+    }
+}
+
+impl<V> Drop for MappedArray<V> {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len as usize * size_of::<V>().next_multiple_of(8)) };
+    }
+}
