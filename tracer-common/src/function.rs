@@ -291,9 +291,22 @@ const fn nested_classes(class: Class) -> u16 {
             In::Socket => In::Option.bit() | In::Getsockopt.bit() | In::Endpoint.bit() | In::Msg.bit(),
             In::Endpoint | In::Option | In::Getsockopt | In::Send | In::Recv => In::Msg.bit(),
             In::Poll => In::Getsockopt.bit() | In::Msg.bit(),
-            In::Proxy => In::Poll.bit() | In::Getsockopt.bit() | In::Msg.bit() | In::Send.bit() | In::Recv.bit(),
+            In::Proxy => In::Poll.bit() | In::Getsockopt.bit() | In::Msg.bit(),
             In::Msg => 0,
         }
+}
+
+/// Classes whose functions call exported functions of `class` themselves, other than `class`.
+pub const fn nesting_classes(class: Class) -> u16 {
+    let mut set = 0;
+    let mut index = 0;
+    while index < Class::ALL.len() {
+        if nested_classes(Class::ALL[index]) & class.bit() != 0 {
+            set |= Class::ALL[index].bit();
+        }
+        index += 1;
+    }
+    set & !class.bit()
 }
 
 /// Number of functions.
@@ -385,14 +398,15 @@ pub const FUNCTIONS: &[Function] = &[
 /// All that the kernel side must know of the function a probe sits on, packed into the probe's cookie.
 ///
 /// Bits, from the lowest: function 8, library 4, capture 6, handle argument 3 (7: none), failure 2,
-/// errno 1, class 4, nested classes 16.
+/// errno 1, class 4, nested classes 16, whether the caller is to be checked 1.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
 impl Cookie {
-    /// The cookie for row `function` of [`FUNCTIONS`] in the process's libzmq number `library`.
-    pub const fn new(function: usize, library: usize) -> Self {
+    /// The cookie for row `function` of [`FUNCTIONS`] in the process's libzmq number `library`. With
+    /// `check_caller`, calls that libzmq itself makes are told by their return address.
+    pub const fn new(function: usize, library: usize, check_caller: bool) -> Self {
         let row = &FUNCTIONS[function];
         let handle = match row.handle_arg() {
             Some(index) => index as u64,
@@ -406,7 +420,8 @@ impl Cookie {
                 | (row.failure as u64) << 21
                 | (row.errno as u64) << 23
                 | (row.class as u64) << 24
-                | (row.nests as u64) << 28,
+                | (row.nests as u64) << 28
+                | (check_caller as u64) << 44,
         )
     }
 
@@ -457,6 +472,12 @@ impl Cookie {
         1 << (self.0 >> 24 & 0xf)
     }
 
+    /// Whether the caller is to be checked.
+    #[inline(always)]
+    pub const fn checks_caller(self) -> bool {
+        self.0 >> 44 & 1 == 1
+    }
+
     /// See [`Function::nests`].
     #[inline(always)]
     pub const fn nests(self) -> u16 {
@@ -472,9 +493,10 @@ mod tests {
     fn cookies_carry_their_row() {
         const { assert!(FUNCTION_COUNT <= 256) };
         for (index, function) in FUNCTIONS.iter().enumerate() {
-            let cookie = Cookie::new(index, 3);
+            let cookie = Cookie::new(index, 3, index % 2 == 0);
             assert_eq!(cookie.function() as usize, index);
             assert_eq!(cookie.library(), 3);
+            assert_eq!(cookie.checks_caller(), index % 2 == 0);
             assert_eq!(cookie.capture(), function.capture, "{}", function.name);
             assert_eq!(cookie.handle_arg(), function.handle_arg().unwrap_or(7));
             assert_eq!(cookie.sets_errno(), function.errno);
@@ -493,10 +515,10 @@ mod tests {
 
     #[test]
     fn failure_is_read_from_the_type_that_c_returns() {
-        let close = Cookie::new(position("zmq_close"), 0);
+        let close = Cookie::new(position("zmq_close"), 0, false);
         assert!(close.failed(0xffff_ffff), "the upper half of an int's register is garbage");
         assert!(!close.failed(0));
-        let socket = Cookie::new(position("zmq_socket"), 0);
+        let socket = Cookie::new(position("zmq_socket"), 0, false);
         assert!(socket.failed(0) && !socket.failed(-1));
     }
 

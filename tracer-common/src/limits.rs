@@ -38,3 +38,9 @@ pub const MAX_TOTALS: u32 = 4096;
 /// Calls of one thread that can be in flight and reported at the same time: the outermost one, and one
 /// that a callback of the program makes inside it.
 pub const MAX_NESTED_FRAMES: usize = 2;
+
+/// `sizeof (zmq_pollitem_t)`.
+pub const POLL_ITEM_BYTES: usize = 16;
+
+/// `sizeof (zmq_poller_event_t)`.
+pub const POLLER_EVENT_BYTES: usize = 32;

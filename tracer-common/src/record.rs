@@ -262,12 +262,11 @@ pub const fn bucket_bounds(index: usize) -> (u64, u64) {
     ((linear + (index & (linear - 1))) << shift, 1 << shift)
 }
 
-/// What `stat` counts in the kernel, exact whatever is lost in the ring.
+/// What `stat` counts in the kernel, exact whatever is lost in the ring. The number of calls is the sum of
+/// the buckets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CallTotals {
-    /// Calls.
-    pub count: u64,
     /// Sum of durations.
     pub total_ns: u64,
     /// Longest call.

@@ -67,7 +67,8 @@ pub unsafe fn claim(word: *mut u64, value: u64) -> bool {
 /// verifier needs.
 #[inline(always)]
 pub fn opaque(mut value: usize) -> usize {
-    // SAFETY: no instruction at all.
-    unsafe { asm!("/* {0} */", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: changes nothing. An instruction, since the kernel refuses two lines of debug information at the
+    // same one.
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags)) };
     value
 }

@@ -1,5 +1,7 @@
 //! libzmq's calls: stamped and copied into the thread's slot at entry, completed and sent at return.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_ANY, pt_regs},
@@ -12,7 +14,10 @@ use aya_ebpf::{
 };
 use tracer_common::{
     function::{Capture, Cookie},
-    limits::{INLINE_DATA_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES},
+    limits::{
+        INLINE_DATA_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES, POLL_ITEM_BYTES,
+        POLLER_EVENT_BYTES,
+    },
     record::{
         CALL_HEADER_BYTES, CallRecord, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN, Frame,
         LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, ThreadSlot,
@@ -21,7 +26,7 @@ use tracer_common::{
 
 use crate::{
     maps::{
-        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_close, count_totals, fsbase_offset, lose, payload_limit,
+        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_classes, count_close, fsbase_offset, lose, payload_limit,
         record_classes,
     },
     memory::{copy_bytes, copy_text, read_user},
@@ -54,24 +59,26 @@ pub fn call_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// For session links: both. 1 at entry asks the kernel to leave the return alone, so that only calls that
-/// have a frame come back here.
-#[uprobe]
-pub fn call_session(ctx: ProbeContext) -> u32 {
+/// For session links: both. 1 at entry asks the kernel to leave the return alone. Written out, since the
+/// `uprobe` macro returns 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn call_session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
     // SAFETY: the kernel passes a valid context.
     let regs = unsafe { &*ctx.regs };
     let pid_tgid = bpf_get_current_pid_tgid();
     let slot = threads::find(pid_tgid);
+    // SAFETY: a helper without precondition.
+    if regs.rip == unsafe { bpf_get_func_ip(ctx.as_ptr()) } {
+        return !enter(&ctx, regs, pid_tgid, slot) as u32;
+    }
     if let Some(slot) = slot
         && let Some(frame) = returning_frame(slot, regs)
-        // An entry can have a return's stack pointer, if a call in flight was abandoned.
-        // SAFETY: a helper without precondition.
-        && regs.rip != unsafe { bpf_get_func_ip(ctx.as_ptr()) }
     {
         leave(frame, regs);
-        return 0;
     }
-    !enter(&ctx, regs, pid_tgid, slot) as u32
+    0
 }
 
 /// Does nothing: the floor that `cargo xtask bench` measures the cost of a traced call against.
@@ -100,8 +107,7 @@ fn enter(ctx: &ProbeContext, regs: &pt_regs, pid_tgid: u64, slot: Option<*mut Th
     let generation = generation(slot, tgid, handle(&args, cookie));
     let sp = regs.rsp;
     let Some(frame) = free_frame(&mut slot.frames, sp, cookie) else { return false };
-    let capture = cookie.capture();
-    if matches!(capture, Capture::SendMessage0 | Capture::SendMessage1) && is_internal(tgid, cookie, sp) {
+    if cookie.checks_caller() && is_internal(tgid, cookie, sp) {
         return false;
     }
     slot.sequence = sequence.wrapping_add(1);
@@ -122,7 +128,7 @@ fn enter(ctx: &ProbeContext, regs: &pt_regs, pid_tgid: u64, slot: Option<*mut Th
     call.sequence = sequence;
     call.args = args;
     call.generation = generation;
-    capture_at_entry(call, cookie, capture);
+    capture_at_entry(call, cookie);
     // SAFETY: a helper without precondition. Last, so that our own work is not in the call's duration.
     call.entry_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: as above.
@@ -165,7 +171,7 @@ fn leave(frame: &mut Frame, regs: &pt_regs) {
         }
     }
     capture_at_return(call, cookie, failed);
-    if count_totals() != 0 {
+    if count_classes() & u32::from(cookie.class_bit()) != 0 {
         count(call, cookie, failed);
     }
     if record_classes() & u32::from(cookie.class_bit()) != 0 {
@@ -215,8 +221,8 @@ fn encloses(frame: &Frame, sp: u64, cookie: Cookie) -> bool {
     frame.sp != 0 && (sp < frame.sp || (sp == frame.sp && Cookie(frame.cookie).function() != cookie.function()))
 }
 
-/// Whether the call was made by libzmq's own code: the events of socket monitors are sent so, from I/O
-/// threads and from within `zmq_bind`.
+/// Whether the call was made by libzmq's own code, within a call that is not probed: the events of socket
+/// monitors are sent so, from I/O threads and from within `zmq_bind`.
 #[inline(always)]
 fn is_internal(tgid: u32, cookie: Cookie, sp: u64) -> bool {
     let Some(library) = library(tgid, cookie) else { return false };
@@ -262,8 +268,8 @@ fn look_up_generation(tgid: u32, handle: u64) -> u32 {
 }
 
 #[inline(always)]
-fn capture_at_entry(call: &mut CallRecord, cookie: Cookie, capture: Capture) {
-    match capture {
+fn capture_at_entry(call: &mut CallRecord, cookie: Cookie) {
+    match cookie.capture() {
         Capture::SendBuffer => {
             let (address, len) = (call.args[1], call.args[2]);
             copy_payload(call, address, len);
@@ -317,10 +323,12 @@ fn capture_at_return(call: &mut CallRecord, cookie: Cookie, failed: bool) {
             read_rcvmore(call, cookie);
         }
         Capture::PollItems => copy_bytes(call, call.args[0], poll_items_len(call), MAX_DATA_BYTES as u64),
-        Capture::PollerEvent if !failed => copy_bytes(call, call.args[1], POLLER_EVENT_BYTES, POLLER_EVENT_BYTES),
+        Capture::PollerEvent if !failed => {
+            copy_bytes(call, call.args[1], POLLER_EVENT_BYTES as u64, POLLER_EVENT_BYTES as u64)
+        }
         Capture::PollerEvents if !failed => {
             let ready = call.ret as u32 as u64;
-            copy_bytes(call, call.args[1], ready * POLLER_EVENT_BYTES, MAX_DATA_BYTES as u64);
+            copy_bytes(call, call.args[1], ready * POLLER_EVENT_BYTES as u64, MAX_DATA_BYTES as u64);
         }
         Capture::NewSocket if !failed => read_socket_id(call, cookie),
         Capture::OptionOut if !failed => {
@@ -332,14 +340,9 @@ fn capture_at_return(call: &mut CallRecord, cookie: Cookie, failed: bool) {
     }
 }
 
-/// `sizeof (zmq_pollitem_t)`.
-const POLL_ITEM_BYTES: u64 = 16;
-/// `sizeof (zmq_poller_event_t)`.
-const POLLER_EVENT_BYTES: u64 = 32;
-
 #[inline(always)]
 fn poll_items_len(call: &CallRecord) -> u64 {
-    u64::from(call.args[1] as u32) * POLL_ITEM_BYTES
+    u64::from(call.args[1] as u32) * POLL_ITEM_BYTES as u64
 }
 
 #[inline(always)]

@@ -67,8 +67,8 @@ constant! {
     RECORD_CLASSES, record_classes, u32
 }
 constant! {
-    /// 1: calls are counted in [`TOTALS`].
-    COUNT_TOTALS, count_totals, u32
+    /// Classes whose calls are counted in [`TOTALS`].
+    COUNT_CLASSES, count_classes, u32
 }
 constant! {
     /// Offset of `thread.fsbase` in `task_struct`, from BTF; 0: not known.

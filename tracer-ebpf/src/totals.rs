@@ -44,7 +44,6 @@ pub fn count(call: &CallRecord, cookie: Cookie, failed: bool) {
     let duration_ns = call.return_ns - call.entry_ns;
     // SAFETY: a live map value, of which every word is only ever accessed atomically.
     unsafe {
-        add(&raw mut (*totals).count, 1);
         add(&raw mut (*totals).total_ns, duration_ns);
         raise(&raw mut (*totals).max_ns, duration_ns);
         let moves_message = cookie.class_bit() & (Class::Send.bit() | Class::Recv.bit()) != 0;
@@ -68,7 +67,7 @@ pub fn count(call: &CallRecord, cookie: Cookie, failed: bool) {
 #[inline(never)]
 fn insert(key: &TotalsKey) -> Option<*mut CallTotals> {
     static NEW: CallTotals =
-        CallTotals { count: 0, total_ns: 0, max_ns: 0, bytes: 0, messages: 0, parts_unknown: 0, buckets: [0; BUCKETS] };
+        CallTotals { total_ns: 0, max_ns: 0, bytes: 0, messages: 0, parts_unknown: 0, buckets: [0; BUCKETS] };
     // Another thread that shares the socket may have been faster: then its entry is the one.
     let _ = TOTALS.insert(key, &NEW, BPF_NOEXIST.into());
     TOTALS.get_ptr_mut(key)

@@ -12,6 +12,8 @@ pub struct Narrow {
     pub sockets: Vec<String>,
     /// Parts of endpoints.
     pub endpoints: Vec<String>,
+    /// Ports of endpoints.
+    pub ports: Vec<u16>,
     /// Parts of payloads.
     pub contains: Vec<String>,
 }
@@ -32,8 +34,13 @@ impl Narrow {
         let by_endpoint = |socket: &Socket| {
             self.endpoints.iter().any(|wanted| socket.endpoints.iter().any(|endpoint| endpoint.contains(wanted)))
         };
+        let by_port = |socket: &Socket| {
+            let port = |endpoint: &String| endpoint.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+            socket.endpoints.iter().filter_map(port).any(|port| self.ports.contains(&port))
+        };
         (self.sockets.is_empty() || socket.is_some_and(by_name))
             && (self.endpoints.is_empty() || socket.is_some_and(by_endpoint))
+            && (self.ports.is_empty() || socket.is_some_and(by_port))
     }
 
     fn admits_payload(&self, payload: &[u8]) -> bool {

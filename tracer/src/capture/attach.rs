@@ -12,13 +12,16 @@ use aya::programs::{
     uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 use clap::ValueEnum;
-use tracer_common::function::{Class, Cookie, FUNCTIONS};
+use tracer_common::function::{Capture, Class, Cookie, FUNCTIONS, nesting_classes};
 
 use super::{
     program::{LoadError, Object},
     sys::{self, AttachType, Point},
 };
-use crate::{error::Error, target::Process};
+use crate::{
+    error::Error,
+    target::{Library, Probe, Process},
+};
 
 /// Kinds of links, from the cheapest a call to the dearest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -108,23 +111,41 @@ pub fn attach(
 }
 
 fn sites(processes: &[Process], classes: &[Class]) -> Vec<Site> {
-    let site = |pid, number, library: &crate::target::Library| Site {
-        pid,
-        path: PathBuf::from(format!("/proc/self/fd/{}", library.file.as_raw_fd())),
-        points: library
-            .probes
-            .iter()
-            .filter(|probe| classes.contains(&FUNCTIONS[probe.function].class))
-            .map(|probe| Point { offset: probe.offset, cookie: Cookie::new(probe.function, number).0 })
-            .collect(),
-    };
     processes
         .iter()
         .flat_map(|process| {
-            process.libraries.iter().enumerate().map(move |(number, library)| site(process.pid, number, library))
+            let libraries = process.libraries.iter().enumerate();
+            libraries.map(move |(number, library)| Site {
+                pid: process.pid,
+                path: PathBuf::from(format!("/proc/self/fd/{}", library.file.as_raw_fd())),
+                points: points(number, library, classes),
+            })
         })
         .filter(|site| !site.points.is_empty())
         .collect()
+}
+
+/// The functions to probe. Calls that libzmq makes itself are none of the program's: those within a probed
+/// call are told by that; for others the caller is looked at. Where callers cannot be told apart (libzmq
+/// linked into the program), the functions that make such calls are probed as well, unreported.
+fn points(number: usize, library: &Library, classes: &[Class]) -> Vec<Point> {
+    let wanted = |class: Class| classes.contains(&class);
+    let nested_in_unprobed =
+        |class| Class::ALL.iter().any(|outer| nesting_classes(class) & outer.bit() != 0 && !wanted(*outer));
+    let to_tell = |class: Class| {
+        !library.tells_callers() && classes.iter().any(|nested| nesting_classes(*nested) & class.bit() != 0)
+    };
+    let point = |probe: &Probe| {
+        let function = &FUNCTIONS[probe.function];
+        let sends_monitor_events = matches!(function.capture, Capture::SendMessage0 | Capture::SendMessage1);
+        let check_caller = sends_monitor_events || (library.tells_callers() && nested_in_unprobed(function.class));
+        Point { offset: probe.offset, cookie: Cookie::new(probe.function, number, check_caller).0 }
+    };
+    let probed = |probe: &&Probe| {
+        let class = FUNCTIONS[probe.function].class;
+        wanted(class) || to_tell(class)
+    };
+    library.probes.iter().filter(probed).map(point).collect()
 }
 
 type Attached = Result<(Vec<OwnedFd>, Vec<Link>), LoadError>;

@@ -52,8 +52,8 @@ use crate::{
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 /// How many records are read before they are passed on: bounds our own memory.
 const DRAIN_RECORDS: usize = 16 << 10;
-/// How often losses are looked up.
-const LOSS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often losses and counted sockets are looked up.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What to capture.
 #[derive(Debug, Clone)]
@@ -93,7 +93,7 @@ pub struct Capture {
     closed: HashMap<MapData, SocketAddress, u32>,
     targets: HashMap<MapData, u32, TargetConfig>,
     loss: Loss,
-    loss_due: Instant,
+    look_due: Instant,
     /// Targets that have not ended.
     alive: Vec<(target::Process, AsyncFd<OwnedFd>)>,
     /// Sockets that the stream has introduced: process, handle, generation.
@@ -132,8 +132,8 @@ impl Capture {
         privileges::check()?;
         let constants = Constants {
             payload_limit: options.payload_limit,
-            record_classes: options.records.iter().fold(0, |set, class| set | u32::from(class.bit())),
-            count_totals: options.totals,
+            record_classes: set_of(&options.records).into(),
+            count_classes: if options.totals { set_of(&options.classes).into() } else { 0 },
             fsbase_offset: btf::fsbase_offset()?,
             debug: options.debug,
         };
@@ -165,7 +165,7 @@ impl Capture {
             closed: typed(object.take_map("CLOSED")?)?,
             targets,
             loss: Loss::default(),
-            loss_due: Instant::now(),
+            look_due: Instant::now(),
             alive: Vec::new(),
             introduced: HashSet::new(),
             clock: Clock::new(options).map_err(|error| runtime_error(&error))?,
@@ -269,8 +269,11 @@ impl Capture {
             self.order.push(event);
         }
         self.release(if to_the_end { u64::MAX } else { drained_ns });
-        if Instant::now() >= self.loss_due {
+        if Instant::now() >= self.look_due {
+            self.look_due = Instant::now() + LOOK_INTERVAL;
             self.look_up_loss(started_ns);
+            // Sockets say what they are only as long as their process lives.
+            self.introduce_counted(started_ns);
         }
     }
 
@@ -290,6 +293,10 @@ impl Capture {
         if let (Some(outcome), "zmq_socket") = (call.outcome, call.function.row().name) {
             self.introduced.insert((call.pid, outcome.ret as u64, call.generation));
             return;
+        }
+        for handle in call.other_sockets() {
+            let generation = self.generation(call.pid, handle);
+            self.introduce_socket(call.pid, call.library, handle, generation, ts_ns);
         }
         let Some(handle) = call.socket() else { return };
         self.introduce_socket(call.pid, call.library, handle, call.generation, ts_ns);
@@ -319,6 +326,15 @@ impl Capture {
         self.closed.get(&SocketAddress { handle, tgid: pid, padding: 0 }, 0).unwrap_or(0)
     }
 
+    fn introduce_counted(&mut self, now_ns: u64) {
+        let totals = self.totals.as_mut().and_then(|reader| reader.read(now_ns).ok());
+        for row in totals.iter().flat_map(|totals| &totals.rows) {
+            if row.function.row().is_about_socket() && row.handle != 0 {
+                self.introduce_socket(row.pid, row.library, row.handle, row.generation, now_ns);
+            }
+        }
+    }
+
     /// Totals, then a tick.
     fn tick(&mut self, now_ns: u64) -> Result<(), Error> {
         self.read_totals(now_ns)?;
@@ -327,22 +343,17 @@ impl Capture {
     }
 
     fn read_totals(&mut self, now_ns: u64) -> Result<(), Error> {
+        self.introduce_counted(now_ns);
         let Some(reader) = &mut self.totals else { return Ok(()) };
         let totals = reader.read(now_ns).map_err(|error| Error::Bpf {
             action: "read the kernel side's counters".into(),
             reason: error.to_string(),
         })?;
-        for row in &totals.rows {
-            if row.function.row().is_about_socket() && row.handle != 0 {
-                self.introduce_socket(row.pid, row.library, row.handle, row.generation, now_ns);
-            }
-        }
         self.ready.push(Event::Totals(totals));
         Ok(())
     }
 
     fn look_up_loss(&mut self, now_ns: u64) {
-        self.loss_due = Instant::now() + LOSS_INTERVAL;
         let loss = Loss {
             unreadable: self.decoder.unreadable,
             stragglers: self.order.stragglers,
@@ -412,6 +423,10 @@ async fn first_ended(alive: &[(target::Process, AsyncFd<OwnedFd>)]) -> usize {
         std::task::Poll::Pending
     })
     .await
+}
+
+fn set_of(classes: &[Class]) -> u16 {
+    classes.iter().fold(0, |set, class| set | class.bit())
 }
 
 fn target_config(process: &target::Process) -> TargetConfig {

@@ -26,8 +26,8 @@ pub struct Constants {
     pub payload_limit: u32,
     /// Classes whose calls become records, as a set.
     pub record_classes: u32,
-    /// Whether calls are counted in the kernel.
-    pub count_totals: bool,
+    /// Classes whose calls are counted in the kernel, as a set.
+    pub count_classes: u32,
     /// Offset of `thread.fsbase` in `task_struct`; 0: not known.
     pub fsbase_offset: u32,
     /// Whether the BPF side reports on itself.
@@ -45,11 +45,11 @@ pub struct Object {
 impl Object {
     /// Creates the maps. `ring_bytes` is a power of two and a multiple of the page size.
     pub fn load(constants: Constants, ring_bytes: u32) -> Result<Self, Error> {
-        let (count_totals, debug) = (u32::from(constants.count_totals), u32::from(constants.debug));
+        let debug = u32::from(constants.debug);
         let bpf = EbpfLoader::new()
             .override_global("PAYLOAD_LIMIT", &constants.payload_limit, true)
             .override_global("RECORD_CLASSES", &constants.record_classes, true)
-            .override_global("COUNT_TOTALS", &count_totals, true)
+            .override_global("COUNT_CLASSES", &constants.count_classes, true)
             .override_global("FSBASE_OFFSET", &constants.fsbase_offset, true)
             .override_global("DEBUG", &debug, true)
             .map_max_entries("EVENTS", ring_bytes)

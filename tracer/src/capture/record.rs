@@ -68,7 +68,7 @@ impl Decoder {
         let outcome = Outcome {
             return_ns: record.return_ns,
             ret: returned(row, record.ret),
-            failed: row.failure != Failure::Never && Cookie::new(record.function.into(), 0).failed(record.ret),
+            failed: row.failure != Failure::Never && Cookie::new(record.function.into(), 0, false).failed(record.ret),
             errno: known(FLAG_ERRNO_KNOWN).then_some(record.errno),
         };
         Some(Call { outcome: Some(outcome), ..self.entry(record, function) })

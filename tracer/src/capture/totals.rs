@@ -64,7 +64,7 @@ fn row(key: &TotalsKey, totals: &CallTotals) -> Option<TotalsRow> {
         generation: key.generation,
         function: FunctionId::from_index(key.function)?,
         result,
-        count: totals.count,
+        count: totals.buckets.iter().sum(),
         total_ns: totals.total_ns,
         max_ns: totals.max_ns,
         bytes: totals.bytes,

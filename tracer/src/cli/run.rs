@@ -89,9 +89,12 @@ fn options(common: &Common) -> Options {
 }
 
 fn narrow(common: &Common) -> Narrow {
-    let mut endpoints = common.endpoints.clone();
-    endpoints.extend(common.ports.iter().map(|port| format!(":{port}")));
-    Narrow { sockets: common.sockets.clone(), endpoints, contains: common.contains.clone() }
+    Narrow {
+        sockets: common.sockets.clone(),
+        endpoints: common.endpoints.clone(),
+        ports: common.ports.clone(),
+        contains: common.contains.clone(),
+    }
 }
 
 fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<(), Error> {

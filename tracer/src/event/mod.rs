@@ -6,7 +6,10 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tracer_common::function::{FUNCTIONS, Function};
+use tracer_common::{
+    function::{Arg, Capture, FUNCTIONS, Function},
+    limits::{POLL_ITEM_BYTES, POLLER_EVENT_BYTES},
+};
 
 use crate::target::Version;
 
@@ -392,6 +395,23 @@ impl Call {
     /// The handle, if it is a socket's.
     pub fn socket(&self) -> Option<u64> {
         if self.function.row().is_about_socket() { self.handle() } else { None }
+    }
+
+    /// Sockets that it mentions besides its own: members of polls and pollers, sides of proxies.
+    pub fn other_sockets(&self) -> impl Iterator<Item = u64> + '_ {
+        let row = self.function.row();
+        let arguments = row.args.iter().zip(self.args).filter(|(arg, _)| **arg == Arg::OptionalSocket);
+        let item_bytes = match row.capture {
+            Capture::PollItems => POLL_ITEM_BYTES,
+            Capture::PollerEvent | Capture::PollerEvents => POLLER_EVENT_BYTES,
+            _ => usize::MAX,
+        };
+        // An item begins with its socket, NULL for a plain fd.
+        let items = self.data.bytes.chunks_exact(item_bytes).filter_map(|item| item.first_chunk::<8>());
+        arguments
+            .map(|(_, handle)| handle)
+            .chain(items.map(|word| u64::from_ne_bytes(*word)))
+            .filter(|handle| *handle != 0)
     }
 
     /// How it ended, in one word.

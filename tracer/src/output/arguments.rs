@@ -3,18 +3,16 @@
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
-use tracer_common::function::{Arg, Capture};
+use tracer_common::{
+    function::{Arg, Capture},
+    limits::{POLL_ITEM_BYTES, POLLER_EVENT_BYTES},
+};
 
 use crate::{
     constants::{self, FLAGS, MONITOR_EVENTS, OptionKind, POLL_EVENTS},
     event::{Call, Missing},
     world::World,
 };
-
-/// `sizeof (zmq_pollitem_t)`.
-const POLL_ITEM_BYTES: usize = 16;
-/// `sizeof (zmq_poller_event_t)`.
-const POLLER_EVENT_BYTES: usize = 32;
 
 /// Appends the arguments, separated by commas. Returns where the part begins that is known only when the
 /// call has returned.
@@ -27,11 +25,11 @@ pub fn write(line: &mut String, world: &World, call: &Call) -> usize {
         if matches!(arg, Arg::OptionValue | Arg::OptionLength) {
             continue;
         }
-        if known_at_entry.is_none() && is_filled_by_call(*arg, row.capture) {
-            known_at_entry = Some(line.len());
-        }
         if !std::mem::take(&mut first) {
             line.push_str(", ");
+        }
+        if known_at_entry.is_none() && is_filled_by_call(*arg, row.capture) {
+            known_at_entry = Some(line.len());
         }
         write_one(line, world, call, index, *arg);
     }
@@ -369,6 +367,8 @@ pub fn json(world: &World, call: &Call) -> Value {
             Arg::Fd => ("fd", json!(int)),
             Arg::Int => ("value", json!(int)),
             Arg::Size if matches!(row.capture, Capture::RecvBuffer) => ("room", json!(raw)),
+            // `size` says it already.
+            Arg::Size if matches!(row.capture, Capture::SendBuffer) => continue,
             Arg::Size => ("length", json!(raw)),
             Arg::Unsigned => ("value", json!(raw as u32)),
             Arg::Unsigned64 => ("value", json!(raw)),

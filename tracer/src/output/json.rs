@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tracer_common::function::Returns;
 
-use super::{Report, Sink, arguments, stat::object_name, time::rfc3339};
+use super::{Report, Sink, arguments, stat::object_name, time::Rfc3339};
 use crate::{
     analysis::{
         calls::{Calls, Filter, Line},
@@ -129,13 +129,14 @@ fn write(out: &mut Sink, object: &Object<'_>) -> io::Result<()> {
 #[derive(Debug)]
 pub struct JsonTrace {
     calls: Calls,
+    clock: Rfc3339,
     closing: Closing,
 }
 
 impl JsonTrace {
     /// Shows what `filter` leaves.
     pub fn new(filter: Filter) -> Self {
-        Self { calls: Calls::new(filter), closing: Closing::default() }
+        Self { calls: Calls::new(filter), clock: Rfc3339::default(), closing: Closing::default() }
     }
 }
 
@@ -146,17 +147,17 @@ impl Report for JsonTrace {
             let object = match &line {
                 Line::Returned { call, .. } => {
                     self.closing.events += 1;
-                    Object::Call(call_object(world, call))
+                    Object::Call(call_object(world, call, &mut self.clock))
                 }
                 Line::Unfinished { call, blocked_ns, .. } => Object::InFlight(InFlightObject {
                     blocked_ns: *blocked_ns,
                     ended: false,
-                    call: call_object(world, call),
+                    call: call_object(world, call, &mut self.clock),
                 }),
                 Line::Abandoned { call, ts_ns } => Object::InFlight(InFlightObject {
                     blocked_ns: ts_ns.saturating_sub(call.entry_ns),
                     ended: true,
-                    call: call_object(world, call),
+                    call: call_object(world, call, &mut self.clock),
                 }),
             };
             write(out, &object)?;
@@ -168,12 +169,12 @@ impl Report for JsonTrace {
     }
 }
 
-fn call_object<'a>(world: &'a World, call: &Call) -> CallObject<'a> {
+fn call_object<'a>(world: &'a World, call: &Call, clock: &mut Rfc3339) -> CallObject<'a> {
     let row = call.function.row();
     let outcome = call.outcome;
     CallObject {
         ts_ns: call.entry_ns,
-        time: rfc3339(world.realtime_ns(call.entry_ns)),
+        time: clock.text(world.realtime_ns(call.entry_ns)),
         dur_ns: outcome.map(|outcome| outcome.return_ns.saturating_sub(call.entry_ns)),
         pid: call.pid,
         tid: call.tid,

@@ -72,7 +72,10 @@ impl Strace {
                 self.begin(world, call, call.entry_ns, colour);
                 self.arguments(world, call, Part::KnownAtEntry);
                 let style = paint(BLOCKED);
-                let _ = write!(self.line, " {style}<unfinished, blocked {}>{style:#}", duration(*blocked_ns));
+                if !self.line.ends_with(' ') {
+                    self.line.push(' ');
+                }
+                let _ = write!(self.line, "{style}<unfinished, blocked {}>{style:#}", duration(*blocked_ns));
             }
             Line::Abandoned { call, ts_ns } => {
                 self.begin(world, call, *ts_ns, colour);

@@ -64,10 +64,24 @@ impl Clock {
     }
 }
 
-/// A moment in RFC 3339, UTC, ns.
-pub fn rfc3339(realtime_ns: u64) -> String {
-    Timestamp::from_nanosecond(i128::from(realtime_ns))
-        .map_or_else(|_| "invalid".into(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string())
+/// Writes moments in RFC 3339, UTC, ns; remembers the last second, too.
+#[derive(Debug, Default)]
+pub struct Rfc3339 {
+    second: Option<u64>,
+    text: String,
+}
+
+impl Rfc3339 {
+    /// CLOCK_REALTIME as text.
+    pub fn text(&mut self, realtime_ns: u64) -> String {
+        let second = realtime_ns / 1_000_000_000;
+        if self.second != Some(second) {
+            self.second = Some(second);
+            let time = Timestamp::from_second(second as i64).unwrap_or_default();
+            self.text = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+        }
+        format!("{}.{:09}Z", self.text, realtime_ns % 1_000_000_000)
+    }
 }
 
 /// A duration for people: `1.2 ms`. Three digits at least, in the unit that suits.
@@ -108,6 +122,8 @@ mod tests {
 
     #[test]
     fn rfc3339_is_utc() {
-        assert_eq!(rfc3339(1_767_301_384_123_456_789), "2026-01-01T21:03:04.123456789Z");
+        let mut clock = Rfc3339::default();
+        assert_eq!(clock.text(1_767_301_384_123_456_789), "2026-01-01T21:03:04.123456789Z");
+        assert_eq!(clock.text(1_767_301_385_000_000_001), "2026-01-01T21:03:05.000000001Z");
     }
 }

@@ -32,8 +32,10 @@ pub struct Library {
     pub version: Option<Version>,
     /// Its functions.
     pub probes: Vec<Probe>,
-    /// Addresses of code that is libzmq's own and sends events of socket monitors.
+    /// Addresses of code that is libzmq's own: all of it, or what sends events of socket monitors.
     internal_code: [u64; 2],
+    /// Whether that is all of it.
+    tells_callers: bool,
 }
 
 /// A function of a [`Library`].
@@ -68,6 +70,11 @@ impl Library {
             }
         }
         config
+    }
+
+    /// Whether calls made by libzmq itself can be told by their return address.
+    pub const fn tells_callers(&self) -> bool {
+        self.tells_callers
     }
 
     /// The file's name without its folder.
@@ -113,13 +120,9 @@ fn look_into(mapped: &MappedFile, elf: &Elf<'_>) -> Option<Library> {
         }
     }
     let file = mapped.file.try_clone().ok()?;
-    Some(Library {
-        internal_code: internal_code(mapped, elf, &symbols),
-        path: mapped.path.clone(),
-        file,
-        version,
-        probes,
-    })
+    let tells_callers = is_nothing_but_libzmq(elf);
+    let internal_code = internal_code(mapped, elf, tells_callers);
+    Some(Library { path: mapped.path.clone(), file, version, probes, internal_code, tells_callers })
 }
 
 /// Enough to see the whole function, if it is of ordinary size.
@@ -127,21 +130,35 @@ fn code_len(function: Function) -> usize {
     function.size.clamp(64, 16 << 10) as usize
 }
 
-/// In a shared library, calls to its own exported functions come from its own code. In a program that
-/// contains libzmq they must be told from the program's, by the one function that sends monitor events.
-fn internal_code(mapped: &MappedFile, elf: &Elf<'_>, symbols: &Symbols) -> [u64; 2] {
-    let Some(bias) = mapped.load_bias(elf) else { return [0; 2] };
-    if let Some(monitor) = elf.symbols(Table::Full).as_ref().and_then(monitor_event) {
-        let start = monitor.address.wrapping_add(bias);
-        return [start, start + monitor.size];
+/// Whether the file is libzmq as a shared library. Programs and bindings that have it linked in (a Node
+/// addon, a Rust extension) define other functions as well, and call libzmq's from the same file.
+fn is_nothing_but_libzmq(elf: &Elf<'_>) -> bool {
+    const OWN: [&[u8]; 4] = [b"zmq_", b"_Z", b"_init", b"_fini"];
+    let exports = elf.symbols(Table::Dynamic);
+    exports.is_some_and(|exports| {
+        let mut names = exports.functions().map(|(name, _)| name).peekable();
+        names.peek().is_some() && names.all(|name| OWN.iter().any(|own| name.starts_with(own)))
+    })
+}
+
+/// In libzmq as a shared library, calls to its own exported functions come from its own code. Elsewhere they
+/// must be told from the program's, by the one function that sends monitor events.
+fn internal_code(mapped: &MappedFile, elf: &Elf<'_>, is_library: bool) -> [u64; 2] {
+    if is_library {
+        let start = mapped.code.iter().map(|code| code.start).min().unwrap_or(0);
+        let end = mapped.code.iter().map(|code| code.end).max().unwrap_or(0);
+        return [start, end];
     }
-    let is_library = symbols.function("main").is_none() && !symbols.may_hold("__libc_start_main");
-    if !is_library {
-        return [0; 2];
+    let bias = mapped.load_bias(elf);
+    let tables = [Table::Full, Table::Dynamic].into_iter().filter_map(|table| elf.symbols(table));
+    let monitor = tables.filter_map(|symbols| monitor_event(&symbols)).next();
+    match (bias, monitor) {
+        (Some(bias), Some(monitor)) => {
+            let start = monitor.address.wrapping_add(bias);
+            [start, start.wrapping_add(monitor.size)]
+        }
+        _ => [0; 2],
     }
-    let start = mapped.code.iter().map(|code| code.start).min().unwrap_or(0);
-    let end = mapped.code.iter().map(|code| code.end).max().unwrap_or(0);
-    [start, end]
 }
 
 fn monitor_event(symbols: &Symbols) -> Option<Function> {

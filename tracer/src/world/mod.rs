@@ -124,9 +124,13 @@ impl World {
         self.processes.get(&pid)?.sockets.get(&(handle, generation))
     }
 
-    /// The socket that a call is about.
+    /// The socket that a call is about; of `zmq_socket`, the one that it made.
     pub fn socket_of(&self, call: &Call) -> Option<&Socket> {
-        self.socket(call.pid, call.socket()?, call.generation)
+        let handle = match (call.outcome, call.function.row().name) {
+            (Some(outcome), "zmq_socket") => outcome.ret as u64,
+            _ => call.socket()?,
+        };
+        self.socket(call.pid, handle, call.generation)
     }
 
     /// A thread's name; that of its process where it is not known.
