@@ -93,3 +93,10 @@ pub fn cargo_build(build: &mut Command) -> Result<PathBuf> {
     wait(&mut child, build)?;
     executable.with_context(|| format!("`{}` made no executable", line(build)))
 }
+
+/// Builds the program as users run it, and returns its path.
+pub fn build_zmqtrace(root: &Path) -> Result<PathBuf> {
+    let mut build = cargo(root);
+    build.args(["build", "--locked", "--release", "--package", "zmqtrace", "--bin", "zmqtrace"]);
+    cargo_build(&mut build)
+}

@@ -1,14 +1,14 @@
 //! `demo`: starts a small order service that stalls now and then, and looks at it with zmqtrace.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use serde::Deserialize;
 
-use crate::command::{cargo, cargo_build, line, start, wait};
+use crate::command::{build_zmqtrace, line, start, wait};
 use crate::tree::Tree;
+use crate::workload::Workload;
 use crate::{setup, workloads};
 
 /// The reports of the demo, and how many of their lines are shown at most.
@@ -20,14 +20,14 @@ pub fn demo(tree: &Tree) -> Result<()> {
         bail!("zmqtrace loads BPF programs: run `sudo -E env PATH=\"$PATH\" cargo xtask demo`");
     }
     let orders = workloads::compile_one(tree, "orders")?;
-    let mut build = cargo(&tree.root);
-    build.args(["build", "--locked", "--release", "--package", "zmqtrace", "--bin", "zmqtrace"]);
-    let zmqtrace = cargo_build(&mut build)?;
+    let zmqtrace = build_zmqtrace(&tree.root)?;
 
-    let mut service = Service::start(&orders)?;
-    println!("An order service runs as process {}: ZeroMQ requests, a feed, a pipeline.", service.pid);
+    let mut service = Workload::start(&mut Command::new(orders))?;
+    let pid = service.pid()?;
+    service.say("go")?;
+    println!("An order service runs as process {pid}: ZeroMQ requests, a feed, a pipeline.");
     for (arguments, lines) in REPORTS {
-        report(&zmqtrace, arguments, service.pid, lines)?;
+        report(&zmqtrace, arguments, pid, lines)?;
     }
     service.end()
 }
@@ -54,50 +54,4 @@ fn report(zmqtrace: &Path, arguments: &[&str], pid: u32, most_lines: usize) -> R
         println!("... and {more} more lines");
     }
     wait(&mut child, &report)
-}
-
-/// The workload `orders`: speaks JSON lines on standard output, ends when its standard input does.
-struct Service {
-    child: Child,
-    pid: u32,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Service {
-    fn start(program: &Path) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Ready {
-            pid: u32,
-        }
-
-        let mut child = start(Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()))?;
-        let mut input = child.stdin.take().context("the workload has no standard input")?;
-        let mut output = BufReader::new(child.stdout.take().context("the workload has no standard output")?);
-        let mut ready = String::new();
-        output.read_line(&mut ready)?;
-        let Ready { pid } =
-            serde_json::from_str(&ready).with_context(|| format!("the workload is not ready, it said {ready:?}"))?;
-        writeln!(input, "go").context("the workload takes no input")?;
-        Ok(Self { child, pid, input: Some(input), output })
-    }
-
-    /// Lets the workload end by itself.
-    fn end(&mut self) -> Result<()> {
-        self.input = None;
-        self.output.read_to_string(&mut String::new())?;
-        let status = self.child.wait()?;
-        if !status.success() {
-            bail!("the workload did not survive the demo well: {status}");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Service {
-    /// After a failed report the workload still has to go; how it ends is then of no interest.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

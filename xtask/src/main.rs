@@ -1,6 +1,7 @@
 //! zmqtrace's own chores, run as `cargo xtask COMMAND`. Each command is a file; what a fresh machine
 //! needs for it is in `setup` and `toolchain`.
 
+mod bench;
 mod command;
 mod demo;
 mod ebpf;
@@ -10,6 +11,7 @@ mod sources;
 mod test;
 mod toolchain;
 mod tree;
+mod workload;
 mod workloads;
 
 use std::process::ExitCode;
@@ -47,6 +49,12 @@ enum Chore {
     },
     /// Trace a small service that stalls now and then (as root)
     Demo,
+    /// What tracing costs, as ratios taken in one run (as root)
+    Bench {
+        /// Write the table to docs/performance.md
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,5 +76,6 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Workloads => workloads::prepare(&tree, true),
         Chore::Test { no_external, arguments } => test::test(&tree, !no_external, &arguments),
         Chore::Demo => demo::demo(&tree),
+        Chore::Bench { write } => bench::bench(&tree, write),
     }
 }

@@ -1,0 +1,323 @@
+//! `bench`: what tracing costs. Ratios of medians, all states of a comparison measured in turn in one run, so
+//! that a machine that is slow or noisy today changes little.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::command::{build_zmqtrace, start, stdout};
+use crate::tree::Tree;
+use crate::workload::Workload;
+use crate::{setup, workloads};
+
+/// How often each state is measured.
+const ROUNDS: usize = 7;
+/// The ring's default size, which zmqtrace maps twice.
+const RING_KIB: u64 = 2 * 16 * 1024;
+
+pub fn bench(tree: &Tree, write: bool) -> Result<()> {
+    if !setup::is_root() {
+        bail!("zmqtrace loads BPF programs: run `sudo -E env PATH=\"$PATH\" cargo xtask bench`");
+    }
+    workloads::prepare(tree, false)?;
+    setup::packages(&["strace", "bpftrace"])?;
+    let bench = Bench { zmqtrace: build_zmqtrace(&tree.root)?, workloads: tree.workloads(), scratch: tree.target() };
+    let mut report = bench.heading()?;
+    for section in [Bench::call, Bench::round_trip, Bench::flood, Bench::attach] {
+        let text = section(&bench)?;
+        println!("{text}");
+        let _ = write!(report, "\n{text}");
+    }
+    if write {
+        fs::write(tree.root.join("docs/performance.md"), report)?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    zmqtrace: PathBuf,
+    workloads: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Bench {
+    fn heading(&self) -> Result<String> {
+        let kernel = stdout(Command::new("uname").arg("-r"))?;
+        let libzmq = stdout(Command::new("dpkg-query").args(["-W", "-f=${Version}", "libzmq5"]))?;
+        let cpus = std::thread::available_parallelism()?;
+        let info = fs::read_to_string("/proc/cpuinfo")?;
+        let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        let strace = stdout(Command::new("strace").arg("--version"))?;
+        let bpftrace = stdout(Command::new("bpftrace").arg("--version"))?;
+        Ok(format!(
+            "# What tracing costs\n\nMade by `cargo xtask bench --write`. Linux {kernel}, {cpus} CPUs ({}), libzmq \
+             {libzmq} of Debian, {}, {}. Medians of {ROUNDS} rounds in which the states take turns; the least and the \
+             greatest in brackets.\n",
+            model.trim_start_matches([' ', '\t', ':']),
+            strace.lines().next().unwrap_or_default().replace(" -- version", ""),
+            bpftrace.lines().next().unwrap_or_default(),
+        ))
+    }
+
+    fn workload(&self, name: &str, arguments: &[&str]) -> Result<Workload> {
+        Workload::start(Command::new(self.workloads.join(name)).args(arguments))
+    }
+
+    /// zmqtrace at work on a process, writing to a scratch file.
+    fn zmqtrace(&self, pid: u32, arguments: &[&str]) -> Result<Tracer> {
+        let mut command = Command::new(&self.zmqtrace);
+        command.args(arguments).arg("-p").arg(pid.to_string()).arg("-o").arg(self.output());
+        Tracer::start(&mut command, "attached to")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.scratch.join("bench-output")
+    }
+
+    /// A traced call against an empty entry and return pair.
+    fn call(&self) -> Result<String> {
+        const STATES: [(&str, &[&str]); 5] = [
+            ("untraced", &[]),
+            ("empty entry + return pair", &["trace", "-e", "send", "--empty-probes"]),
+            ("`stat`", &["stat", "-e", "send"]),
+            ("`trace -s 0`", &["trace", "-e", "send", "-s", "0"]),
+            ("`trace` (32 bytes of payload)", &["trace", "-e", "send"]),
+        ];
+        let mut workload = self.workload("pair", &["--count", "100000", "--size", "64", "--phases"])?;
+        let mut samples = vec![Vec::new(); STATES.len()];
+        for _ in 0..ROUNDS {
+            for ((_, arguments), samples) in STATES.iter().zip(&mut samples) {
+                let tracer = if arguments.is_empty() { None } else { Some(self.zmqtrace(workload.pid()?, arguments)?) };
+                samples.push(number(&workload.go()?["ns_per_send"])?);
+                tracer.map(Tracer::stop).transpose()?;
+            }
+        }
+        workload.end()?;
+        let (untraced, floor) = (median(&samples[0]), median(&samples[1]));
+        let mut text = String::from(
+            "## A call\n\n`zmq_send` of 64 bytes with `ZMQ_DONTWAIT` over an inproc PAIR, CPU time of the calling \
+             thread. Limit: 1.25 times an empty pair of probes.\n\n\
+             | state | ns a call | added, ns | times the empty pair |\n|---|---|---|---|\n",
+        );
+        for ((name, _), samples) in STATES.iter().zip(&samples) {
+            let added = median(samples) - untraced;
+            let ratio = added / (floor - untraced);
+            let _ = writeln!(text, "| {name} | {} | {added:.0} | {ratio:.2} |", with_range(samples, 0));
+        }
+        Ok(text)
+    }
+
+    /// What a REQ/REP round trip over tcp pays, against strace and bpftrace.
+    fn round_trip(&self) -> Result<String> {
+        const STATES: [&str; 4] =
+            ["untraced", "`zmqtrace trace -o FILE`", "bpftrace, the same facts", "strace -f -e trace=network,poll"];
+        let mut workload = self.workload("reqrep", &["--role", "both", "--count", "3000", "--phases"])?;
+        let pid = workload.pid()?;
+        let mut samples = vec![Vec::new(); STATES.len()];
+        for _ in 0..ROUNDS {
+            for (state, samples) in samples.iter_mut().enumerate() {
+                let tracer = match state {
+                    0 => None,
+                    1 => Some(self.zmqtrace(pid, &["trace"])?),
+                    2 => Some(self.bpftrace(pid, &mut workload)?),
+                    _ => Some(self.strace(pid)?),
+                };
+                samples.push(number(&workload.go()?["round_trip_ns"]["mean"])? / 1e3);
+                tracer.map(Tracer::stop).transpose()?;
+            }
+        }
+        workload.end()?;
+        let untraced = median(&samples[0]);
+        let strace_adds = median(&samples[3]) - untraced;
+        let mut text = String::from(
+            "## A round trip\n\nREQ/REP over tcp on the loopback, both ends in one traced process. Limits: 3 % of what \
+             strace adds, less than what bpftrace adds (its script is `xtask/src/reqrep.bt`).\n\n\
+             | state | us a round trip | added, us | of what strace adds |\n|---|---|---|---|\n",
+        );
+        for (name, samples) in STATES.iter().zip(&samples) {
+            let added = median(samples) - untraced;
+            let share = 100.0 * added / strace_adds;
+            let _ = writeln!(text, "| {name} | {} | {added:.1} | {share:.1} % |", with_range(samples, 1));
+        }
+        Ok(text)
+    }
+
+    fn strace(&self, pid: u32) -> Result<Tracer> {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", "trace=network,poll", "-p"]).arg(pid.to_string()).arg("-o").arg(self.output());
+        Tracer::start(&mut command, "attached")
+    }
+
+    /// bpftrace does not say when its probes are in: the workload works until the first line is there.
+    fn bpftrace(&self, pid: u32, workload: &mut Workload) -> Result<Tracer> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let libzmq =
+            maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("libzmq"));
+        let libzmq = libzmq.context("the workload has no libzmq")?;
+        let script = self.scratch.join("bench.bt");
+        fs::write(&script, include_str!("reqrep.bt").replace("PATH", libzmq))?;
+        let mut command = Command::new("bpftrace");
+        command.arg("-p").arg(pid.to_string()).arg(&script).stdout(File::create(self.output())?).stderr(Stdio::null());
+        let tracer = Tracer { child: start(&mut command)?, rest: None };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !fs::read_to_string(self.output())?.contains("zmq_recv") {
+            if Instant::now() > deadline {
+                bail!("bpftrace traces nothing");
+            }
+            workload.go()?;
+        }
+        Ok(tracer)
+    }
+
+    /// Full speed: counts against the workload's own.
+    fn flood(&self) -> Result<String> {
+        let mut text = String::from(
+            "## At full speed\n\nPUSH/PULL of 64-byte messages over tcp for 10 s, sender and receiver in one traced \
+             process.\n\n| state | messages/s | calls by the program | counted or reported | lost, as stated | exact |\n\
+             |---|---|---|---|---|---|\n",
+        );
+        let untraced = self.flood_once(None)?;
+        let _ = writeln!(text, "| untraced | {:.0} | {} | | | |", untraced.messages_per_s, untraced.calls);
+        for command in ["stat", "trace"] {
+            let run = self.flood_once(Some(command))?;
+            let exact = if run.seen + run.lost == run.calls { "yes" } else { "NO" };
+            let _ = writeln!(
+                text,
+                "| `{command}` | {:.0} | {} | {} | {} | {exact} |",
+                run.messages_per_s, run.calls, run.seen, run.lost
+            );
+        }
+        Ok(text)
+    }
+
+    fn flood_once(&self, command: Option<&str>) -> Result<Flood> {
+        let mut workload = self.workload("flood", &["--seconds", "10", "--size", "64", "--transport", "tcp"])?;
+        let pid = workload.pid()?;
+        let tracer = command.map(|command| self.zmqtrace(pid, &[command, "--json"])).transpose()?;
+        let truth = workload.go()?;
+        let (mut seen, mut lost) = (0, 0);
+        if let Some(tracer) = tracer {
+            tracer.stop()?;
+            for line in BufReader::new(File::open(self.output())?).lines() {
+                let line = line?;
+                if line.starts_with("{\"type\":\"call\"") {
+                    seen += 1;
+                } else if line.starts_with("{\"type\":\"stat\"") {
+                    seen += count(&serde_json::from_str::<Value>(&line)?["count"])?;
+                } else if line.starts_with("{\"type\":\"lost\"") {
+                    lost = count(&serde_json::from_str::<Value>(&line)?["events"])?;
+                }
+            }
+        }
+        workload.end()?;
+        let totals = truth["totals"].as_array().context("the workload states no totals")?;
+        let calls = totals.iter().map(|total| count(&total["count"])).sum::<Result<u64>>()?;
+        Ok(Flood { messages_per_s: number(&truth["msgs_per_s"])?, calls, seen, lost })
+    }
+
+    /// How long it takes to attach and to go, and what it needs.
+    fn attach(&self) -> Result<String> {
+        let mut workload =
+            self.workload("reqrep", &["--role", "both", "--count", "1000", "--threads-idle", "50", "--phases"])?;
+        let (mut attach_ms, mut exit_ms, mut resident_mib) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            let tracer = self.zmqtrace(workload.pid()?, &["trace"])?;
+            attach_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+            workload.go()?;
+            resident_mib.push(peak_resident_kib(tracer.child.id())?.saturating_sub(RING_KIB) as f64 / 1024.0);
+            let asked = Instant::now();
+            tracer.stop()?;
+            exit_ms.push(asked.elapsed().as_secs_f64() * 1e3);
+        }
+        workload.end()?;
+        let mut text = String::from(
+            "## Coming and going\n\n`trace` on a process of more than 50 threads. The ring (16 MiB) is mapped twice and \
+             not counted.\n\n| what | median | limit |\n|---|---|---|\n",
+        );
+        let _ = writeln!(text, "| from start to attached, ms | {} | 150 |", with_range(&attach_ms, 0));
+        let _ = writeln!(text, "| from Ctrl-C to exit, ms | {} | 300 |", with_range(&exit_ms, 0));
+        let _ =
+            writeln!(text, "| peak resident memory besides the ring, MiB | {} | 64 |", with_range(&resident_mib, 1));
+        Ok(text)
+    }
+}
+
+struct Flood {
+    messages_per_s: f64,
+    calls: u64,
+    seen: u64,
+    lost: u64,
+}
+
+/// A tracer at work.
+struct Tracer {
+    child: Child,
+    /// Its standard error, if that is where it says that it is ready.
+    rest: Option<BufReader<std::process::ChildStderr>>,
+}
+
+impl Tracer {
+    /// Starts it and waits until its standard error says `ready`.
+    fn start(command: &mut Command, ready: &str) -> Result<Self> {
+        let mut child = start(command.stderr(Stdio::piped()).stdout(Stdio::null()))?;
+        let mut errors = BufReader::new(child.stderr.take().context("the tracer has no standard error")?);
+        let mut line = String::new();
+        while !line.contains(ready) {
+            line.clear();
+            if errors.read_line(&mut line)? == 0 {
+                bail!("the tracer ended before it was ready");
+            }
+        }
+        Ok(Self { child, rest: Some(errors) })
+    }
+
+    /// Ctrl-C, and waits for its end.
+    fn stop(mut self) -> Result<()> {
+        crate::command::run_quietly(Command::new("kill").arg("-INT").arg(self.child.id().to_string()))?;
+        if let Some(rest) = &mut self.rest {
+            rest.read_to_string(&mut String::new())?;
+        }
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn peak_resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(peak.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn number(value: &Value) -> Result<f64> {
+    value.as_f64().with_context(|| format!("{value} is no number"))
+}
+
+fn count(value: &Value) -> Result<u64> {
+    value.as_u64().with_context(|| format!("{value} is no count"))
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn with_range(samples: &[f64], decimals: usize) -> String {
+    let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{:.decimals$} ({least:.decimals$} .. {most:.decimals$})", median(samples))
+}
