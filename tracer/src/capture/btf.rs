@@ -1,17 +1,43 @@
 //! Offsets in the kernel's own structures, from its BTF.
 
+use std::thread::JoinHandle;
+
 use btf_rs::{Btf, Type};
 
 use crate::error::Error;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Offset of `thread.fsbase` in `task_struct`, bytes: the thread pointer of an x86_64 thread.
-pub fn fsbase_offset() -> Result<u32, Error> {
-    let btf = Btf::from_file(VMLINUX).map_err(|error| Error::Kernel {
+/// A look-up in the kernel's type information, which is large: it goes on in a thread of its own while the
+/// targets are looked into.
+#[derive(Debug)]
+pub struct KernelTypes(JoinHandle<Result<u32, Error>>);
+
+impl KernelTypes {
+    /// Begins.
+    pub fn look_up() -> Self {
+        Self(std::thread::spawn(fsbase_offset))
+    }
+
+    /// Offset of `thread.fsbase` in `task_struct`, bytes: the thread pointer of an x86_64 thread.
+    ///
+    /// # Errors
+    /// When the kernel has no type information, or not of that.
+    pub fn fsbase_offset(self) -> Result<u32, Error> {
+        self.0.join().unwrap_or_else(|_| {
+            Err(Error::Kernel { what: "readable type information".into(), remedy: "please report this kernel" })
+        })
+    }
+}
+
+fn fsbase_offset() -> Result<u32, Error> {
+    let unusable = |error: &dyn std::fmt::Display| Error::Kernel {
         what: format!("its type information ({VMLINUX}: {error})"),
         remedy: "it needs CONFIG_DEBUG_INFO_BTF, which distribution kernels have since 2020",
-    })?;
+    };
+    // At once: the file is in memory anyway, and reading it piece by piece takes longer than all the rest.
+    let bytes = std::fs::read(VMLINUX).map_err(|error| unusable(&error))?;
+    let btf = Btf::from_bytes(&bytes).map_err(|error| unusable(&error))?;
     let lacks = || Error::Kernel {
         what: "task_struct.thread.fsbase in its type information".into(),
         remedy: "only x86_64 kernels are supported",

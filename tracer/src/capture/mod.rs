@@ -31,7 +31,6 @@ use tracer_common::{
     record::{SocketAddress, TargetConfig},
 };
 
-pub use self::attach::{LinkKind, Programs};
 use self::{
     attach::Probes,
     in_flight::Sampler,
@@ -40,6 +39,10 @@ use self::{
     record::Decoder,
     sys::MappedArray,
     totals::{TotalsReader, read_loss},
+};
+pub use self::{
+    attach::{LinkKind, Programs},
+    btf::KernelTypes,
 };
 use crate::{
     error::Error,
@@ -128,16 +131,17 @@ impl Capture {
     ///
     /// # Errors
     /// When privileges or kernel features are missing; nothing is left attached then.
-    pub fn start(processes: Vec<target::Process>, options: &Options) -> Result<Self, Error> {
+    pub fn start(processes: Vec<target::Process>, kernel_types: KernelTypes, options: &Options) -> Result<Self, Error> {
         privileges::check()?;
+        let loader = program::loader();
         let constants = Constants {
             payload_limit: options.payload_limit,
             record_classes: set_of(&options.records).into(),
             count_classes: if options.totals { set_of(&options.classes).into() } else { 0 },
-            fsbase_offset: btf::fsbase_offset()?,
-            debug: options.debug,
+            fsbase_offset: kernel_types.fsbase_offset()?,
+            debug: options.debug.into(),
         };
-        let mut object = Object::load(constants, options.ring_bytes)?;
+        let mut object = Object::load(loader, &constants, options.ring_bytes)?;
         let logger = if options.debug { Some(object.log()?) } else { None };
         let mut targets: HashMap<_, u32, TargetConfig> = typed(object.take_map("TARGETS")?)?;
         for process in &processes {
@@ -295,8 +299,10 @@ impl Capture {
             return;
         }
         for handle in call.other_sockets() {
-            let generation = self.generation(call.pid, handle);
-            self.introduce_socket(call.pid, call.library, handle, generation, ts_ns);
+            // A later generation was made under our eyes: its own zmq_socket introduces it.
+            if self.generation(call.pid, handle) == 0 {
+                self.introduce_socket(call.pid, call.library, handle, 0, ts_ns);
+            }
         }
         let Some(handle) = call.socket() else { return };
         self.introduce_socket(call.pid, call.library, handle, call.generation, ts_ns);

@@ -30,8 +30,8 @@ pub struct Constants {
     pub count_classes: u32,
     /// Offset of `thread.fsbase` in `task_struct`; 0: not known.
     pub fsbase_offset: u32,
-    /// Whether the BPF side reports on itself.
-    pub debug: bool,
+    /// 1: the BPF side reports on itself.
+    pub debug: u32,
 }
 
 /// The loaded object.
@@ -42,16 +42,20 @@ pub struct Object {
     maps: HashMap<String, OwnedFd>,
 }
 
+/// Begins loading. aya reads the kernel's type information here, too: see to other things meanwhile.
+pub fn loader<'a>() -> EbpfLoader<'a> {
+    EbpfLoader::new()
+}
+
 impl Object {
     /// Creates the maps. `ring_bytes` is a power of two and a multiple of the page size.
-    pub fn load(constants: Constants, ring_bytes: u32) -> Result<Self, Error> {
-        let debug = u32::from(constants.debug);
-        let bpf = EbpfLoader::new()
+    pub fn load<'a>(mut loader: EbpfLoader<'a>, constants: &'a Constants, ring_bytes: u32) -> Result<Self, Error> {
+        let bpf = loader
             .override_global("PAYLOAD_LIMIT", &constants.payload_limit, true)
             .override_global("RECORD_CLASSES", &constants.record_classes, true)
             .override_global("COUNT_CLASSES", &constants.count_classes, true)
             .override_global("FSBASE_OFFSET", &constants.fsbase_offset, true)
-            .override_global("DEBUG", &debug, true)
+            .override_global("DEBUG", &constants.debug, true)
             .map_max_entries("EVENTS", ring_bytes)
             .load(OBJECT)
             .map_err(load_error)?;

@@ -8,7 +8,7 @@ use tracer_common::function::Class;
 use super::args::{ClassName, Common, DEFAULT_CLASSES, Stat, Trace};
 use crate::{
     analysis::{calls::Filter, narrow::Narrow},
-    capture::{Capture, Options, Programs},
+    capture::{Capture, KernelTypes, Options, Programs},
     error::Error,
     event::{Event, Loss},
     output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
@@ -101,6 +101,7 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
     if common.debug {
         Diagnostics::install();
     }
+    let kernel_types = KernelTypes::look_up();
     let mut pids = common.pids.clone();
     pids.sort_unstable();
     pids.dedup();
@@ -115,7 +116,7 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
             .iter()
             .map(|process| format!("{}[{}]: {}", process.name, process.pid, process.describe_libraries()))
             .collect();
-        let mut capture = Capture::start(std::mem::take(&mut processes), options)?;
+        let mut capture = Capture::start(std::mem::take(&mut processes), kernel_types, options)?;
         if !common.quiet {
             let (functions, kind) = capture.attached();
             eprintln!("zmqtrace: attached to {}; {functions} functions probed ({kind})", described.join("; "));

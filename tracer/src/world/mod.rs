@@ -84,11 +84,10 @@ impl World {
                 }
             }
             Event::Exec(exec) => {
-                // What the old program had is gone.
+                // What the old program had is gone; its sockets keep their names, of which reports may still
+                // speak, until the new program's take their places.
                 let process = self.process_mut(exec.pid);
-                process.sockets.clear();
                 process.newest.clear();
-                process.closed.clear();
                 process.contexts.clear();
                 process.pollers.clear();
             }
@@ -215,6 +214,7 @@ impl Process {
 
     fn opened(&mut self, call: &Call, handle: u64) {
         let id: Option<[u8; 4]> = call.data.bytes.as_ref().try_into().ok();
+        self.sockets.remove(&(handle, call.generation));
         let socket = self.socket_mut(handle, call.generation, call.library);
         socket.socket_type = Some(call.args[1] as i32);
         socket.id = id.map(u32::from_le_bytes);
