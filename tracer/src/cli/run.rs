@@ -123,7 +123,7 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
         }
         let (calls, loss) = pump(&mut capture, report, &mut out, common).await?;
         if !common.quiet {
-            summarise(calls, &loss);
+            summarise((!options.totals).then_some(calls), &loss);
         }
         Ok(())
     })
@@ -181,7 +181,7 @@ fn open_output(common: &Common) -> Result<Sink, Error> {
 }
 
 /// What was seen and what was not, on standard error.
-fn summarise(calls: u64, loss: &Loss) {
+fn summarise(calls: Option<u64>, loss: &Loss) {
     let reasons: Vec<_> = loss
         .reasons()
         .iter()
@@ -190,7 +190,8 @@ fn summarise(calls: u64, loss: &Loss) {
         .collect();
     let lost = if reasons.is_empty() { "nothing lost".into() } else { format!("LOST: {}", reasons.join(", ")) };
     let late = if loss.stragglers > 0 { format!(", {} out of order", loss.stragglers) } else { String::new() };
-    eprintln!("zmqtrace: {calls} calls reported, {lost}{late}");
+    let calls = calls.map_or_else(String::new, |calls| format!("{calls} calls reported, "));
+    eprintln!("zmqtrace: {calls}{lost}{late}");
 }
 
 /// Shows what the libraries log, and the BPF side through aya-log, on standard error.
