@@ -1,0 +1,17 @@
+//! Traces real processes, as root, and compares what is reported with what they say that they did. The
+//! workloads come from `cargo xtask workloads`. `ZMQTRACE_NO_EXTERNAL=1` leaves out those that need PyPI or
+//! npm.
+
+#![allow(missing_docs)]
+
+mod calls;
+mod documents;
+mod life;
+mod links;
+mod nesting;
+mod python;
+mod refusals;
+mod replay;
+mod stat;
+mod support;
+mod truth;

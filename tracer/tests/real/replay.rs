@@ -1,0 +1,134 @@
+//! Saved events through the world and the reports: no kernel, no root. `tests/data` has the events and, beside
+//! them, what must come of them; ZMQTRACE_UPDATE=1 writes that anew.
+
+use std::{fs, io::Write, path::PathBuf};
+
+use zmqtrace::{
+    analysis::{calls::Filter, narrow::Narrow},
+    event::Event,
+    output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
+    world::World,
+};
+
+use crate::support::scratch;
+
+fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn events(name: &str) -> Vec<Event> {
+    let text = fs::read_to_string(data(name)).expect("the events are there");
+    let event =
+        |(index, line)| serde_json::from_str(line).unwrap_or_else(|error| panic!("{name}:{}: {error}", index + 1));
+    text.lines().enumerate().map(event).collect()
+}
+
+/// What a report makes of events.
+fn replay(events: &[Event], mut report: impl Report) -> String {
+    // A number for each: tests run at the same time.
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let path = scratch(&format!("report-{number}"));
+    let mut out = Sink::file(&path).expect("the folder is ours");
+    let mut world = World::default();
+    for event in events {
+        world.apply(event);
+        report.event(&world, event, &mut out).expect("a file can be written");
+    }
+    out.flush().expect("a file can be written");
+    let text = fs::read_to_string(&path).expect("reports are text");
+    fs::remove_file(path).expect("the file is there");
+    text
+}
+
+#[track_caller]
+fn assert_is(expected: &str, found: &str) {
+    let path = data(expected);
+    if std::env::var_os("ZMQTRACE_UPDATE").is_some() {
+        fs::write(&path, found).expect("the data can be written");
+    }
+    let text = fs::read_to_string(&path).expect("the expected text is there");
+    for (number, (expected, found)) in text.lines().zip(found.lines()).enumerate() {
+        assert_eq!(found, expected, "{}:{}", path.display(), number + 1);
+    }
+    assert_eq!(found.lines().count(), text.lines().count(), "lines of {}", path.display());
+}
+
+fn look(hexdump: bool) -> StraceOptions {
+    // Independent of the local time zone.
+    StraceOptions { time: TimeFormat::Relative, nanoseconds: false, hexdump }
+}
+
+fn narrow() -> Narrow {
+    Narrow::default()
+}
+
+#[test]
+fn trace_of_saved_events() {
+    let events = events("calls.jsonl");
+    assert_is("calls.trace.txt", &replay(&events, Strace::new(Filter::default(), look(false))));
+    assert_is("calls.trace.jsonl", &replay(&events, JsonTrace::new(Filter::default())));
+}
+
+#[test]
+fn trace_with_dumps_and_exact_times_of_saved_events() {
+    let options = StraceOptions { time: TimeFormat::Epoch, nanoseconds: true, hexdump: true };
+    assert_is("calls.dump.txt", &replay(&events("calls.jsonl"), Strace::new(Filter::default(), options)));
+}
+
+#[test]
+fn narrowed_traces_of_saved_events() {
+    let events = events("calls.jsonl");
+    let cases = [
+        ("--socket PULL#3", Narrow { sockets: vec!["PULL#3".into()], ..narrow() }, None),
+        ("--socket push", Narrow { sockets: vec!["push".into()], ..narrow() }, None),
+        ("--endpoint 5555", Narrow { endpoints: vec!["5555".into()], ..narrow() }, None),
+        // Not 55551, though its text contains 5555.
+        ("--port 5555", Narrow { ports: vec![5555], ..narrow() }, None),
+        ("--contains job --contains hello", Narrow { contains: vec!["job".into(), "hello".into()], ..narrow() }, None),
+        (
+            "--socket REQ --contains job",
+            Narrow { sockets: vec!["REQ".into()], contains: vec!["job".into()], ..narrow() },
+            None,
+        ),
+        ("-z", narrow(), Some(true)),
+        ("-Z", narrow(), Some(false)),
+    ];
+    let mut text = String::new();
+    for (arguments, narrow, successful) in cases {
+        text.push_str(&format!("## {arguments}\n"));
+        text.push_str(&replay(&events, Strace::new(Filter { narrow, successful }, look(false))));
+    }
+    assert_is("calls.narrowed.txt", &text);
+}
+
+#[test]
+fn calls_in_flight_when_programs_end() {
+    let events = events("ends.jsonl");
+    assert_is("ends.trace.txt", &replay(&events, Strace::new(Filter::default(), look(false))));
+    assert_is("ends.trace.jsonl", &replay(&events, JsonTrace::new(Filter::default())));
+}
+
+#[test]
+fn counts_of_saved_events() {
+    let events = events("calls.jsonl");
+    assert_is("calls.stat.txt", &replay(&events, StatTable::new(narrow(), false)));
+    assert_is("calls.stat.jsonl", &replay(&events, JsonStat::new(narrow(), false)));
+}
+
+#[test]
+fn counts_of_the_kernel_with_intervals() {
+    let events = events("totals.jsonl");
+    assert_is("totals.stat.txt", &replay(&events, StatTable::new(narrow(), true)));
+    assert_is("totals.stat.jsonl", &replay(&events, JsonStat::new(narrow(), true)));
+    let publishers = Narrow { sockets: vec!["PUB#9".into()], ..narrow() };
+    assert_is("totals.narrowed.txt", &replay(&events, StatTable::new(publishers, false)));
+}
+
+#[test]
+fn events_survive_saving() {
+    for event in ["calls.jsonl", "ends.jsonl", "totals.jsonl"].into_iter().flat_map(events) {
+        let saved = serde_json::to_string(&event).expect("events can be saved");
+        assert_eq!(serde_json::from_str::<Event>(&saved).expect("and read again"), event, "{saved}");
+    }
+}
