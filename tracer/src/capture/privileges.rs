@@ -1,4 +1,6 @@
-//! Which capabilities are needed, and which are there.
+//! Which capabilities and kernel features are needed, and which are there.
+
+use std::path::Path;
 
 use crate::error::Error;
 
@@ -8,13 +10,23 @@ const NEEDED: &[(u32, &str)] = &[(39, "CAP_BPF"), (38, "CAP_PERFMON"), (19, "CAP
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_PTRACE: u32 = 19;
 
+/// What can be traced by perf events, among them uprobes.
+const EVENT_SOURCES: &str = "/sys/bus/event_source/devices";
+
 /// Refuses with the names of the missing ones.
 pub fn check() -> Result<(), Error> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
     let missing = missing(effective);
-    if missing.is_empty() { Ok(()) } else { Err(Error::NotPermitted { missing: missing.join(", ") }) }
+    if !missing.is_empty() {
+        return Err(Error::NotPermitted { missing: missing.join(", ") });
+    }
+    // Where sysfs is hidden, the attempt to attach will tell.
+    if Path::new(EVENT_SOURCES).exists() && !Path::new(EVENT_SOURCES).join("uprobe").exists() {
+        return Err(Error::Kernel { what: "uprobes".into(), remedy: "it needs CONFIG_UPROBE_EVENTS" });
+    }
+    Ok(())
 }
 
 fn missing(effective: u64) -> Vec<&'static str> {

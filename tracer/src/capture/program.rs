@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData},
+    maps::{Map, MapData, MapError},
     programs::{RawTracePoint, UProbe},
 };
 
@@ -190,6 +190,12 @@ fn bpf_error(action: &str, reason: &dyn std::fmt::Display) -> Error {
 fn load_error(error: EbpfError) -> Error {
     let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(current) = cause {
+        if let Some(MapError::CreateError { name, io_error, .. }) = current.downcast_ref::<MapError>()
+            && name == "EVENTS"
+            && io_error.raw_os_error() == Some(libc::EINVAL)
+        {
+            return Error::Kernel { what: "BPF ring buffers (Linux 5.8)".into(), remedy: "use Linux 5.15 or later" };
+        }
         if let Some(source) = current.downcast_ref::<io::Error>() {
             match source.raw_os_error() {
                 Some(libc::EPERM) => {
@@ -209,4 +215,24 @@ fn load_error(error: EbpfError) -> Error {
         cause = current.source();
     }
     bpf_error("load the BPF object", &Chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_ring_buffers_is_named_so() {
+        let io_error = io::Error::from_raw_os_error(libc::EINVAL);
+        let error = load_error(EbpfError::MapError(MapError::CreateError { name: "EVENTS".into(), io_error }));
+        assert!(matches!(&error, Error::Kernel { what, .. } if what.contains("ring buffers")), "{error}");
+        assert_eq!(error.exit_status(), 125);
+    }
+
+    #[test]
+    fn a_locked_down_kernel_is_named_so() {
+        let io_error = io::Error::from_raw_os_error(libc::EPERM);
+        let error = load_error(EbpfError::MapError(MapError::CreateError { name: "TARGETS".into(), io_error }));
+        assert_eq!(error.exit_status(), 121, "{error}");
+    }
 }

@@ -66,8 +66,8 @@ fn write_loss(out: &mut Sink, loss: &Loss) -> io::Result<()> {
     Ok(())
 }
 
-const HEADINGS: [&str; 12] =
-    ["socket", "call", "calls", "errors", "total", "mean", "p50", "p99", "max", "messages", "msg/s", "Mbit/s"];
+const HEADINGS: [&str; 13] =
+    ["socket", "call", "calls", "errors", "total", "mean", "p50", "p99", "max", "bytes", "messages", "msg/s", "Mbit/s"];
 
 fn write_table(out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()> {
     if counts.rows.is_empty() {
@@ -91,7 +91,7 @@ fn write_table(out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()>
     Ok(())
 }
 
-fn cells(world: &World, counts: &Counts, key: &Key, row: &Row, several: bool) -> [String; 12] {
+fn cells(world: &World, counts: &Counts, key: &Key, row: &Row, several: bool) -> [String; 13] {
     let object = object_name(world, key).unwrap_or_else(|| "-".into());
     let process = world.process(key.pid).map_or("?", |process| &process.name);
     let moves = row.messages > 0 || row.bytes > 0 || row.parts_unknown > 0;
@@ -106,6 +106,7 @@ fn cells(world: &World, counts: &Counts, key: &Key, row: &Row, several: bool) ->
         duration(row.percentile_ns(500)),
         duration(row.percentile_ns(990)),
         row.max_ns.map(duration).unwrap_or_default(),
+        when_moves(row.bytes.to_string()),
         when_moves(row.known_messages().map_or_else(|| "?".into(), |messages| messages.to_string())),
         when_moves(row.known_messages().map_or_else(|| "?".into(), |count| format!("{:.0}", counts.per_second(count)))),
         when_moves(format!("{:.2}", counts.per_second(row.bytes * 8) / 1e6)),

@@ -216,3 +216,16 @@ fn output_that_cannot_be_written() {
     );
     workload.finish();
 }
+
+/// In a mount namespace of its own the kernel's type information can be hidden.
+#[test]
+fn a_kernel_without_btf_is_refused_with_the_remedy() {
+    let workload = Workload::c("blocked", &["--call", "recv", "--ms", "0"]);
+    let script = format!(
+        "mount -t tmpfs none /sys/kernel/btf && exec {} trace -p {}",
+        env!("CARGO_BIN_EXE_zmqtrace"),
+        workload.pid()
+    );
+    let tracer = Tracer::run(Command::new("unshare").args(["-m", "sh", "-c", &script]));
+    assert_refused(tracer, 125, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]);
+}

@@ -100,10 +100,10 @@ fn sockets_that_were_there_before_have_their_names() {
 
     assert_matches(
         &table.stdout[0],
-        r"socket +call +calls +errors +total +mean +p50 +p99 +max +messages +msg/s +Mbit/s",
+        r"socket +call +calls +errors +total +mean +p50 +p99 +max +bytes +messages +msg/s +Mbit/s",
     );
     let line = table.stdout.iter().find(|line| line.contains("zmq_send")).expect("a row");
-    assert_matches(line, r"PUSH#\d+ +zmq_send +1000 +([\d.]+ [mun]?s +){5}1000 +\d+ +[\d.]+");
+    assert_matches(line, r"PUSH#\d+ +zmq_send +1000 +([\d.]+ [mun]?s +){5}64000 +1000 +\d+ +[\d.]+");
     assert_matches(table.stdout.last().expect("lines"), r"2000 calls in \d+\.\d s; percentiles .*");
 }
 
