@@ -114,7 +114,7 @@ fn look_into(mapped: &MappedFile, elf: &Elf<'_>) -> Option<Library> {
         }
         let Some(row) = FUNCTIONS.iter().position(|row| row.name.as_bytes() == name) else { continue };
         let code = elf.code(function.address, code_len(function));
-        let address = function.address + prologue::probe_offset(&code, function.size);
+        let address = function.address.wrapping_add(prologue::probe_offset(&code, function.size));
         if let Some(offset) = elf.offset_of_address(address) {
             probes.push(Probe { function: row, offset });
         }
