@@ -276,10 +276,6 @@ const fn int(name: &'static str, class: Class, capture: Capture, args: &'static 
     row(name, class, Returns::Int, Failure::MinusOne, capture, args)
 }
 
-const fn void(name: &'static str, class: Class, args: &'static [Arg]) -> Function {
-    row(name, class, Returns::Void, Failure::Never, Cap::Nothing, args)
-}
-
 /// Which exported functions libzmq itself calls from within those of a class, measured with uprobes and
 /// read in `src/zmq.cpp`: sendmsg -> msg_send, recv -> msg_close, poll -> getsockopt, socket_monitor ->
 /// socket, setsockopt and bind, term -> ctx_term, proxy -> poll. A free callback of the program runs
@@ -392,7 +388,6 @@ pub const FUNCTIONS: &[Function] = &[
     row("zmq_msg_routing_id", In::Msg, Returns::Unsigned, Failure::Never, Cap::Nothing, &[Message]),
     int("zmq_msg_set_group", In::Msg, Cap::Text1, &[Message, Text]),
     row("zmq_msg_group", In::Msg, Returns::Pointer, Failure::Never, Cap::Nothing, &[Message]),
-    void("zmq_msg_set_metadata", In::Msg, &[Message, Pointer]),
 ];
 
 /// All that the kernel side must know of the function a probe sits on, packed into the probe's cookie.

@@ -39,6 +39,10 @@ pub const MAX_TOTALS: u32 = 4096;
 /// that a callback of the program makes inside it.
 pub const MAX_NESTED_FRAMES: usize = 2;
 
+/// Stack, bytes, that may lie between a pending call and one that a callback of the program makes inside it.
+/// A call further away runs on another stack, such as a coroutine's, and may outlive the pending one.
+pub const MAX_CALLBACK_STACK_BYTES: u64 = 16 << 10;
+
 /// `sizeof (zmq_pollitem_t)`.
 pub const POLL_ITEM_BYTES: usize = 16;
 

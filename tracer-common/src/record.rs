@@ -177,6 +177,10 @@ pub struct LibraryConfig {
     /// Code of libzmq itself, start and end address: a call that returns there was made by libzmq (a
     /// monitor's event), not by the program.
     pub internal_code: [u64; 2],
+    /// 1: `internal_code` is all of libzmq's code and nothing else, so a call from elsewhere is the program's.
+    pub tells_callers: u32,
+    /// Explicit padding.
+    pub padding: u32,
     /// Offset in `zmq_msg_t` of its type, which stands between a short message's size and the flags.
     /// 0: layout not known.
     pub message_type: u32,
@@ -201,12 +205,18 @@ pub struct SocketConfig {
 /// Marks a live socket in libzmq's memory (`socket_base_t::check_tag`, 4.1 to 4.3.5).
 pub const SOCKET_TAG: u32 = 0xbadd_ecaf;
 
+/// Bytes of the page that holds the trampoline of return probes.
+pub const TRAMPOLINE_BYTES: u64 = 4096;
+
 /// What the kernel side must know of a target process.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct TargetConfig {
     /// Offset of `errno` from the thread pointer (negative on x86_64); 0: not known.
     pub errno_offset: i64,
+    /// Page that return addresses point to while their return probes are pending (`[uprobes]` in
+    /// `/proc/PID/maps`); 0: not known yet.
+    pub trampoline: u64,
     /// By the index in the probe's cookie.
     pub libraries: [LibraryConfig; MAX_LIBRARIES],
 }
@@ -297,10 +307,13 @@ pub enum Loss {
     TooDeep = 4,
     /// A thread or process record found the ring full.
     LifeRingFull = 5,
+    /// A call began on another stack while one of the thread was pending below it (a signal handler's stack, a
+    /// coroutine): a second return probe there would make the kernel kill the target.
+    OtherStack = 6,
 }
 
 /// Number of [`Loss`] reasons.
-pub const LOSS_REASONS: u32 = 6;
+pub const LOSS_REASONS: u32 = 7;
 
 /// Key of the map that counts the sockets closed at an address.
 #[repr(C)]
@@ -367,7 +380,7 @@ mod tests {
         assert_eq!(DATA_HEADER_BYTES, 16);
         assert_eq!(size_of::<TotalsKey>(), 24);
         assert_eq!(size_of::<ThreadRecord>(), 40);
-        assert_eq!(size_of::<LibraryConfig>(), 72);
-        assert_eq!(size_of::<TargetConfig>(), 8 + 72 * MAX_LIBRARIES);
+        assert_eq!(size_of::<LibraryConfig>(), 80);
+        assert_eq!(size_of::<TargetConfig>(), 16 + 80 * MAX_LIBRARIES);
     }
 }

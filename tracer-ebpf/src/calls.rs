@@ -15,12 +15,12 @@ use aya_ebpf::{
 use tracer_common::{
     function::{Capture, Cookie},
     limits::{
-        INLINE_DATA_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES, POLL_ITEM_BYTES,
-        POLLER_EVENT_BYTES,
+        INLINE_DATA_BYTES, MAX_CALLBACK_STACK_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES,
+        POLL_ITEM_BYTES, POLLER_EVENT_BYTES,
     },
     record::{
-        CALL_HEADER_BYTES, CallRecord, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN, Frame,
-        LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, ThreadSlot,
+        CALL_HEADER_BYTES, CallRecord, FLAG_DATA_FAULT, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN,
+        Frame, LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, TRAMPOLINE_BYTES, ThreadSlot,
     },
 };
 
@@ -105,9 +105,16 @@ fn enter(ctx: &ProbeContext, regs: &pt_regs, pid_tgid: u64, slot: Option<*mut Th
     let tgid = (pid_tgid >> 32) as u32;
     let sequence = slot.sequence;
     let generation = generation(slot, tgid, handle(&args, cookie));
+    if matches!(cookie.capture(), Capture::Close) {
+        close(tgid, args[0], generation);
+    }
     let sp = regs.rsp;
-    let Some(frame) = free_frame(&mut slot.frames, sp, cookie) else { return false };
-    if cookie.checks_caller() && is_internal(tgid, cookie, sp) {
+    if is_pending_below(slot.frames[0].sp, tgid, sp) {
+        lose(Loss::OtherStack);
+        return false;
+    }
+    let Some(frame) = free_frame(&mut slot.frames, tgid, sp, cookie) else { return false };
+    if cookie.checks_caller() && caller(tgid, cookie, sp) == Caller::Libzmq {
         return false;
     }
     slot.sequence = sequence.wrapping_add(1);
@@ -196,21 +203,31 @@ fn send(call: &CallRecord) {
 ///
 /// A call is inside another one when its stack pointer is lower. One that is not lower means that the
 /// call we remember never returned (`longjmp`, an exception): it is dropped. Equal, with another
-/// function: a tail call, such as `zmq_term` into `zmq_ctx_term`.
+/// function: a tail call, such as `zmq_term` into `zmq_ctx_term`. A lower one that the program made, where
+/// that can be told, is a callback's, or the outer one was abandoned.
 #[inline(always)]
-fn free_frame(frames: &mut [Frame; 2], sp: u64, cookie: Cookie) -> Option<&mut Frame> {
+fn free_frame(frames: &mut [Frame; 2], tgid: u32, sp: u64, cookie: Cookie) -> Option<&mut Frame> {
     let [outer, inner] = frames;
     if !encloses(outer, sp, cookie) {
         inner.sp = 0;
         return Some(outer);
     }
-    if Cookie(outer.cookie).nests() & cookie.class_bit() != 0 {
+    let nested = Cookie(outer.cookie).nests() & cookie.class_bit() != 0;
+    if nested && (sp == outer.sp || caller(tgid, cookie, sp) != Caller::Program) {
+        return None;
+    }
+    if !has_trampoline(tgid, outer.sp) {
+        inner.sp = 0;
+        return Some(outer);
+    }
+    if outer.sp - sp > MAX_CALLBACK_STACK_BYTES {
+        lose(Loss::OtherStack);
         return None;
     }
     if !encloses(inner, sp, cookie) {
         return Some(inner);
     }
-    if Cookie(inner.cookie).nests() & cookie.class_bit() == 0 {
+    if Cookie(inner.cookie).nests() & cookie.class_bit() == 0 || caller(tgid, cookie, sp) == Caller::Program {
         lose(Loss::TooDeep);
     }
     None
@@ -221,15 +238,52 @@ fn encloses(frame: &Frame, sp: u64, cookie: Cookie) -> bool {
     frame.sp != 0 && (sp < frame.sp || (sp == frame.sp && Cookie(frame.cookie).function() != cookie.function()))
 }
 
-/// Whether the call was made by libzmq's own code, within a call that is not probed: the events of socket
-/// monitors are sent so, from I/O threads and from within `zmq_bind`.
+/// Whether the outermost call that we remember has a lower stack pointer and is still pending. Then the thread
+/// runs on another stack, and the kernel, which takes calls with a lower one for abandoned, would not know what
+/// to do with its return. A call that really was abandoned is told by its return address: it is overwritten
+/// sooner or later.
 #[inline(always)]
-fn is_internal(tgid: u32, cookie: Cookie, sp: u64) -> bool {
-    let Some(library) = library(tgid, cookie) else { return false };
+fn is_pending_below(outer: u64, tgid: u32, sp: u64) -> bool {
+    outer != 0 && outer < sp && has_trampoline(tgid, outer)
+}
+
+#[inline(never)]
+fn has_trampoline(tgid: u32, sp: u64) -> bool {
+    let Some(target) = TARGETS.get_ptr(&tgid) else { return true };
+    // SAFETY: a live map value.
+    let trampoline = unsafe { (*target).trampoline };
+    // Before userspace has found it: better lose a call than the target.
+    trampoline == 0 || read_user::<u64>(sp).is_some_and(|address| address.wrapping_sub(trampoline) < TRAMPOLINE_BYTES)
+}
+
+/// Who made a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Caller {
+    Program,
+    Libzmq,
+    Unknown,
+}
+
+/// Who called the function that has just been entered, by its return address. libzmq calls its own functions
+/// also where no call of the program is seen around it: I/O threads and `zmq_bind` send the events of socket
+/// monitors, the reaper closes monitors, a `zmq_proxy` that began before us polls.
+#[inline(never)]
+fn caller(tgid: u32, cookie: Cookie, sp: u64) -> Caller {
+    let Some(library) = library(tgid, cookie) else { return Caller::Unknown };
     match read_user::<u64>(sp) {
-        Some(caller) => library.internal_code[0] <= caller && caller < library.internal_code[1],
-        None => false,
+        Some(address) if library.internal_code[0] <= address && address < library.internal_code[1] => Caller::Libzmq,
+        Some(_) if library.tells_callers != 0 => Caller::Program,
+        _ => Caller::Unknown,
     }
+}
+
+/// Ends the generation of an address. At entry: it may belong to a new socket before `zmq_close` returns.
+#[inline(never)]
+fn close(tgid: u32, handle: u64, generation: u32) {
+    let address = SocketAddress { handle, tgid, padding: 0 };
+    let _ = CLOSED.insert(&address, &generation.wrapping_add(1), BPF_ANY.into());
+    count_close();
 }
 
 #[inline(always)]
@@ -241,7 +295,7 @@ fn library(tgid: u32, cookie: Cookie) -> Option<&'static LibraryConfig> {
 
 /// The argument that the call is about.
 #[inline(always)]
-fn handle(args: &[u64; 6], cookie: Cookie) -> u64 {
+pub fn handle(args: &[u64; 6], cookie: Cookie) -> u64 {
     match cookie.handle_arg() {
         0 => args[0],
         1 => args[1],
@@ -295,18 +349,17 @@ fn capture_at_entry(call: &mut CallRecord, cookie: Cookie) {
         Capture::OptionIn => copy_bytes(call, call.args[2], call.args[3], MAX_TEXT_BYTES as u64),
         // The first items, for as long as the poll lasts.
         Capture::PollItems => copy_bytes(call, call.args[0], poll_items_len(call), INLINE_DATA_BYTES as u64),
-        // At entry: the address may belong to a new socket before this call returns.
-        Capture::Close => {
-            let address = SocketAddress { handle: call.args[0], tgid: call.tgid, padding: 0 };
-            let _ = CLOSED.insert(&address, &(call.generation.wrapping_add(1)), BPF_ANY.into());
-            count_close();
-        }
         _ => {}
     }
 }
 
 #[inline(always)]
 fn capture_at_return(call: &mut CallRecord, cookie: Cookie, failed: bool) {
+    // What lay in a page that had not been touched was brought in by the call itself.
+    if call.flags & FLAG_DATA_FAULT != 0 && matches!(cookie.capture(), Capture::Text1 | Capture::SendBuffer) {
+        call.flags &= !FLAG_DATA_FAULT;
+        capture_at_entry(call, cookie);
+    }
     match cookie.capture() {
         Capture::RecvBuffer if !failed => {
             let size = call.ret as u32 as u64;
@@ -322,7 +375,10 @@ fn capture_at_return(call: &mut CallRecord, cookie: Cookie, failed: bool) {
             copy_iov(call, call.args[1], count);
             read_rcvmore(call, cookie);
         }
-        Capture::PollItems => copy_bytes(call, call.args[0], poll_items_len(call), MAX_DATA_BYTES as u64),
+        Capture::PollItems => {
+            call.flags &= !FLAG_DATA_FAULT;
+            copy_bytes(call, call.args[0], poll_items_len(call), MAX_DATA_BYTES as u64);
+        }
         Capture::PollerEvent if !failed => {
             copy_bytes(call, call.args[1], POLLER_EVENT_BYTES as u64, POLLER_EVENT_BYTES as u64)
         }

@@ -11,24 +11,20 @@ use tracer_common::{
 
 use crate::{
     atomic::{add, opaque, raise},
+    calls::handle,
     maps::{TOTALS, lose},
 };
 
 /// Adds a completed call to the totals of its socket, function and outcome.
 #[inline(never)]
 pub fn count(call: &CallRecord, cookie: Cookie, failed: bool) {
-    let handle = match cookie.handle_arg() {
-        0 => call.args[0],
-        1 => call.args[1],
-        _ => 0,
-    };
     let errno = match (failed, call.flags & FLAG_ERRNO_KNOWN != 0) {
         (false, _) => 0,
         (true, true) => call.errno,
         (true, false) => -1,
     };
     let key = TotalsKey {
-        handle,
+        handle: handle(&call.args, cookie),
         tgid: call.tgid,
         // Of `zmq_socket` it is the new socket's, but the handle is the context.
         generation: if matches!(cookie.capture(), Capture::NewSocket) { 0 } else { call.generation },

@@ -6,13 +6,9 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The command line makes no sense. clap reports most of these itself.
-    #[error("{0}")]
-    Usage(String),
     /// A capability is missing.
     #[error(
-        "not permitted to trace: {missing} missing; run with sudo, or grant CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, \
-         CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN (to open the target's mapped files)"
+        "not permitted to trace: {missing} missing; run with sudo, or grant CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE"
     )]
     NotPermitted {
         /// What is missing, by name.
@@ -78,6 +74,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// We see other process numbers than the kernel's own.
+    #[error(
+        "zmqtrace runs in a PID namespace of its own, where process numbers are not those that BPF sees; run it on the \
+         host, or in a container with the host's PID namespace (docker run --pid=host)"
+    )]
+    PidNamespace,
     /// A program for another machine.
     #[error("{name}[{pid}] is {what}: only x86_64 programs are supported")]
     UnsupportedTarget {
@@ -135,14 +137,13 @@ pub const EXIT_STATUSES: &[(u8, &str)] = &[
     (124, "libzmq's symbols are stripped"),
     (125, "the kernel lacks something, such as BTF or the BPF ring buffer"),
     (126, "the output cannot be written"),
-    (127, "the process cannot be traced by this build, such as a 32-bit program"),
+    (127, "the process cannot be traced by this build or from here: a 32-bit program, or we are in a PID namespace"),
 ];
 
 impl Error {
     /// The exit status that tells the cause.
     pub const fn exit_status(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
             Self::Bpf { .. } | Self::Read { .. } => 120,
             Self::NotPermitted { .. } | Self::Refused { .. } => 121,
             Self::NoSuchProcess { .. } | Self::IsThread { .. } | Self::Ended { .. } => 122,
@@ -150,7 +151,7 @@ impl Error {
             Self::SymbolsStripped { .. } => 124,
             Self::Kernel { .. } => 125,
             Self::Output { .. } => 126,
-            Self::UnsupportedTarget { .. } => 127,
+            Self::UnsupportedTarget { .. } | Self::PidNamespace => 127,
         }
     }
 }

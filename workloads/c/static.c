@@ -25,6 +25,11 @@ int main(int argc, char **argv)
         check(log_send(push, "static", 6, 0) == 6);
         check(log_recv(pull, buffer, sizeof buffer, 0) == 6);
     }
+    zmq_msg_t message;
+    check(zmq_msg_init_size(&message, 7) == 0);
+    memcpy(zmq_msg_data(&message), "message", 7);
+    check(log_msg_send(&message, push, 0) == 7);
+    check(log_recv(pull, buffer, sizeof buffer, 0) == 7);
     done_begin();
     print_calls();
     json_end();

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use tracer_common::limits::MAX_NESTED_FRAMES;
+
 use super::narrow::Narrow;
 use crate::{
     event::{Call, Event},
@@ -52,8 +54,9 @@ pub enum Line<'event> {
 #[derive(Debug, Default)]
 pub struct Calls {
     filter: Filter,
-    /// Calls in flight, by thread and sequence, and whether they were shown.
-    in_flight: HashMap<(u32, u32), InFlight>,
+    /// Calls in flight, by thread, outermost first, and whether they were shown. One whose return was lost is
+    /// pushed out by later ones.
+    in_flight: HashMap<u32, Vec<InFlight>>,
     /// Calls that returned.
     pub returned: u64,
 }
@@ -78,7 +81,7 @@ impl Calls {
             Event::InFlight(sample) => self.sampled(world, &sample.call, sample.ts_ns).into_iter().collect(),
             Event::ThreadExit(exit) => self.abandon(exit.ts_ns, |call| call.tid == exit.tid),
             Event::Exec(end) | Event::ProcessExit(end) => self.abandon(end.ts_ns, |call| call.pid == end.pid),
-            Event::End(_) => self.still_in_flight(),
+            Event::End(end) => self.still_in_flight(end.sampled_ns),
             _ => Vec::new(),
         }
     }
@@ -86,7 +89,7 @@ impl Calls {
     fn returned<'event>(&mut self, world: &World, call: &'event Call) -> Option<Line<'event>> {
         self.returned += 1;
         // Nearly always empty; then there is nothing to look up.
-        let sample = if self.in_flight.is_empty() { None } else { self.in_flight.remove(&(call.tid, call.sequence)) };
+        let sample = if self.in_flight.is_empty() { None } else { self.take(call) };
         let resumed = sample.is_some_and(|sample| sample.shown);
         let failed = call.outcome.is_some_and(|outcome| outcome.failed);
         let wanted = self.filter.successful.is_none_or(|successful| successful != failed);
@@ -100,11 +103,16 @@ impl Calls {
             return None;
         }
         let blocked_ns = ts_ns.saturating_sub(call.entry_ns);
-        let sample = self.in_flight.entry((call.tid, call.sequence)).or_insert_with(|| InFlight {
-            call: call.clone(),
-            sampled_ns: ts_ns,
-            shown: false,
+        let samples = self.in_flight.entry(call.tid).or_default();
+        let index = samples.iter().position(|sample| sample.call.sequence == call.sequence);
+        let index = index.unwrap_or_else(|| {
+            if samples.len() == MAX_NESTED_FRAMES {
+                samples.remove(0);
+            }
+            samples.push(InFlight { call: call.clone(), sampled_ns: ts_ns, shown: false });
+            samples.len() - 1
         });
+        let sample = &mut samples[index];
         sample.sampled_ns = ts_ns;
         if sample.shown || blocked_ns < UNFINISHED_NS {
             return None;
@@ -113,16 +121,27 @@ impl Calls {
         Some(Line::Unfinished { call: call.clone(), blocked_ns, ts_ns })
     }
 
-    fn abandon(&mut self, ts_ns: u64, ended: impl Fn(&Call) -> bool) -> Vec<Line<'static>> {
-        let abandoned = self.in_flight.extract_if(|_, sample| ended(&sample.call));
-        abandoned
-            .filter(|(_, sample)| sample.shown)
-            .map(|(_, sample)| Line::Abandoned { call: sample.call, ts_ns })
-            .collect()
+    /// The sample of a call that returns.
+    fn take(&mut self, call: &Call) -> Option<InFlight> {
+        let samples = self.in_flight.get_mut(&call.tid)?;
+        let index = samples.iter().position(|sample| sample.call.sequence == call.sequence)?;
+        let sample = samples.remove(index);
+        if samples.is_empty() {
+            self.in_flight.remove(&call.tid);
+        }
+        Some(sample)
     }
 
-    fn still_in_flight(&mut self) -> Vec<Line<'static>> {
-        let mut samples: Vec<_> = self.in_flight.drain().map(|(_, sample)| sample).collect();
+    fn abandon(&mut self, ts_ns: u64, ended: impl Fn(&Call) -> bool) -> Vec<Line<'static>> {
+        let of_ended = |samples: &mut Vec<InFlight>| samples.first().is_some_and(|sample| ended(&sample.call));
+        let abandoned = self.in_flight.extract_if(|_, samples| of_ended(samples)).flat_map(|(_, samples)| samples);
+        abandoned.filter(|sample| sample.shown).map(|sample| Line::Abandoned { call: sample.call, ts_ns }).collect()
+    }
+
+    /// Those of the last samples: others have returned, and their returns were lost.
+    fn still_in_flight(&mut self, last_sampled_ns: u64) -> Vec<Line<'static>> {
+        let mut samples: Vec<_> = self.in_flight.drain().flat_map(|(_, samples)| samples).collect();
+        samples.retain(|sample| sample.sampled_ns >= last_sampled_ns);
         samples.sort_by_key(|sample| sample.call.entry_ns);
         let line = |InFlight { call, sampled_ns, .. }| {
             let blocked_ns = sampled_ns.saturating_sub(call.entry_ns);

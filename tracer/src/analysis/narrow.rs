@@ -21,7 +21,7 @@ pub struct Narrow {
 impl Narrow {
     /// Whether a call is to be shown.
     pub fn admits(&self, world: &World, call: &Call) -> bool {
-        self.admits_socket(world.socket_of(call)) && self.admits_payload(&call.data.bytes)
+        self.admits_socket(world.socket_of(call)) && self.admits_payload(call.payload().unwrap_or_default())
     }
 
     /// Whether calls on a socket (`None`: on none) are to be shown.

@@ -125,25 +125,27 @@ fn sites(processes: &[Process], classes: &[Class]) -> Vec<Site> {
         .collect()
 }
 
-/// The functions to probe. Calls that libzmq makes itself are none of the program's: those within a probed
-/// call are told by that; for others the caller is looked at. Where callers cannot be told apart (libzmq
-/// linked into the program), the functions that make such calls are probed as well, unreported.
+/// The functions to probe. Where one that is wanted can be called by libzmq itself, the caller is looked at.
+/// Where callers cannot be told apart (libzmq linked into the program), the functions that make such calls
+/// are probed as well, unreported. So are `zmq_socket` and `zmq_close`, by which a reused address is known to
+/// be a new socket.
 fn points(number: usize, library: &Library, classes: &[Class]) -> Vec<Point> {
     let wanted = |class: Class| classes.contains(&class);
-    let nested_in_unprobed =
-        |class| Class::ALL.iter().any(|outer| nesting_classes(class) & outer.bit() != 0 && !wanted(*outer));
+    let about_sockets = classes.iter().any(|class| !matches!(class, Class::Ctx | Class::Msg));
     let to_tell = |class: Class| {
         !library.tells_callers() && classes.iter().any(|nested| nesting_classes(*nested) & class.bit() != 0)
     };
     let point = |probe: &Probe| {
         let function = &FUNCTIONS[probe.function];
         let sends_monitor_events = matches!(function.capture, Capture::SendMessage0 | Capture::SendMessage1);
-        let check_caller = sends_monitor_events || (library.tells_callers() && nested_in_unprobed(function.class));
+        let libzmq_calls = nesting_classes(function.class) != 0 || function.capture == Capture::Close;
+        let check_caller = sends_monitor_events || (library.tells_callers() && libzmq_calls);
         Point { offset: probe.offset, cookie: Cookie::new(probe.function, number, check_caller).0 }
     };
     let probed = |probe: &&Probe| {
-        let class = FUNCTIONS[probe.function].class;
-        wanted(class) || to_tell(class)
+        let function = &FUNCTIONS[probe.function];
+        let bounds_sockets = matches!(function.capture, Capture::NewSocket | Capture::Close);
+        wanted(function.class) || to_tell(function.class) || (about_sockets && bounds_sockets)
     };
     library.probes.iter().filter(probed).map(point).collect()
 }
@@ -170,11 +172,17 @@ fn attach_multi(object: &Object, sites: &[Site], programs: Programs) -> Attached
 
 fn link_all(program: &OwnedFd, attach: AttachType, sites: &[Site], at_return: bool) -> Result<Vec<Link>, LoadError> {
     let link = |site: &Site| {
-        sys::link_uprobes(program.as_fd(), attach, &site.path, &site.points, at_return, site.pid)
+        sys::link_uprobes(program.as_fd(), attach, &site.path, &site.points, at_return, scope(site.pid))
             .map(|fd| Link::Multi { _fd: fd })
             .map_err(|error| LoadError::Kernel(error, String::new()))
     };
     sites.iter().map(link).collect()
+}
+
+/// The process that a link is limited to; 0: none. Before 6.10 the kernel took the process for its first
+/// thread and let no other one through: there the kernel side's own table of targets is the limit.
+fn scope(pid: u32) -> u32 {
+    if sys::kernel_version() < (6, 10) { 0 } else { pid }
 }
 
 fn attach_perf(object: &mut Object, sites: &[Site], programs: Programs) -> Attached {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use tracer_common::{
+    function::Cookie,
     limits::MAX_THREADS,
     record::{CallRecord, Frame, ThreadSlot},
 };
@@ -19,6 +20,8 @@ const GROWTH: u64 = 10;
 #[derive(Debug)]
 pub struct Sampler {
     slots: MappedArray<ThreadSlot>,
+    /// Classes whose calls are wanted, as a set; others are probed only to tell libzmq's own calls.
+    classes: u16,
     /// Slots that are or were in use.
     used: BTreeSet<u32>,
     /// By (thread, sequence of the call): how long it must have lasted for the next sample.
@@ -26,8 +29,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    pub fn new(slots: MappedArray<ThreadSlot>) -> Self {
-        Self { slots, used: BTreeSet::new(), due: HashMap::new() }
+    pub fn new(slots: MappedArray<ThreadSlot>, classes: u16) -> Self {
+        Self { slots, classes, used: BTreeSet::new(), due: HashMap::new() }
     }
 
     /// Looks for threads whose first call was not reported: the ring was full then.
@@ -45,7 +48,8 @@ impl Sampler {
             let Some(slot) = self.slots.read(*index) else { continue };
             for (depth, frame) in slot.frames.iter().enumerate() {
                 let lasted_ns = now_ns.saturating_sub(frame.call.entry_ns);
-                if slot.owner == 0 || frame.sp == 0 || (!all && lasted_ns < FIRST_NS) {
+                let wanted = Cookie(frame.cookie).class_bit() & self.classes != 0;
+                if slot.owner == 0 || frame.sp == 0 || !wanted || (!all && lasted_ns < FIRST_NS) {
                     continue;
                 }
                 let key = (slot.owner, frame.call.sequence);
@@ -71,6 +75,8 @@ impl Sampler {
         let frame = slot.frames.get(depth)?;
         let same = slot.owner == owner
             && frame.sp == seen.sp
+            // Set before the frame is given up.
+            && frame.call.return_ns == 0
             && frame.call.entry_ns == seen.call.entry_ns
             && frame.call.sequence == seen.call.sequence;
         same.then_some(seen.call)

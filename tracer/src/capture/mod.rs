@@ -5,7 +5,6 @@ mod attach;
 mod btf;
 mod in_flight;
 mod order;
-mod privileges;
 mod program;
 mod record;
 mod sys;
@@ -15,6 +14,10 @@ use std::{
     collections::HashSet,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -81,6 +84,8 @@ pub struct Options {
     pub programs: Programs,
     /// Whether the BPF side is to report on itself.
     pub debug: bool,
+    /// Set when the capture has noticed that it is to end.
+    pub ending: Arc<AtomicBool>,
 }
 
 /// A running capture.
@@ -99,10 +104,13 @@ pub struct Capture {
     look_due: Instant,
     /// Targets that have not ended.
     alive: Vec<(target::Process, AsyncFd<OwnedFd>)>,
+    /// Targets that have replaced their program and were not looked into since.
+    replaced: Vec<u32>,
     /// Sockets that the stream has introduced: process, handle, generation.
     introduced: HashSet<(u32, u64, u32)>,
     clock: Clock,
     ended: Option<EndReason>,
+    ending: Arc<AtomicBool>,
     finished: bool,
     attached: (usize, LinkKind),
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
@@ -132,7 +140,6 @@ impl Capture {
     /// # Errors
     /// When privileges or kernel features are missing; nothing is left attached then.
     pub fn start(processes: Vec<target::Process>, kernel_types: KernelTypes, options: &Options) -> Result<Self, Error> {
-        privileges::check()?;
         let loader = program::loader();
         let constants = Constants {
             payload_limit: options.payload_limit,
@@ -145,7 +152,8 @@ impl Capture {
         let logger = if options.debug { Some(object.log()?) } else { None };
         let mut targets: HashMap<_, u32, TargetConfig> = typed(object.take_map("TARGETS")?)?;
         for process in &processes {
-            let config = target_config(process);
+            let trampoline = target::trampoline(process.pid).unwrap_or(0);
+            let config = TargetConfig { trampoline, ..target_config(process) };
             targets.insert(process.pid, config, 0).map_err(|error| Error::Bpf {
                 action: "tell the kernel side of a target".into(),
                 reason: error.to_string(),
@@ -153,7 +161,6 @@ impl Capture {
         }
         object.attach_raw_tracepoint("thread_exit", "sched_process_exit")?;
         object.attach_raw_tracepoint("process_exec", "sched_process_exec")?;
-        let now_ns = monotonic_ns();
         let probes = attach::attach(&mut object, &processes, &options.classes, options.programs, options.link)?;
         let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
         let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
@@ -163,7 +170,7 @@ impl Capture {
             ring,
             decoder: Decoder::default(),
             order: Order::default(),
-            sampler: Sampler::new(slots),
+            sampler: Sampler::new(slots, set_of(&options.records)),
             totals,
             lost: typed(object.take_map("LOST")?)?,
             closed: typed(object.take_map("CLOSED")?)?,
@@ -171,9 +178,11 @@ impl Capture {
             loss: Loss::default(),
             look_due: Instant::now(),
             alive: Vec::new(),
+            replaced: Vec::new(),
             introduced: HashSet::new(),
             clock: Clock::new(options).map_err(|error| runtime_error(&error))?,
             ended: None,
+            ending: Arc::clone(&options.ending),
             finished: false,
             attached: (probes.functions, probes.kind),
             logger,
@@ -181,6 +190,7 @@ impl Capture {
             ready: Vec::new(),
             probes: Some(probes),
         };
+        let now_ns = monotonic_ns();
         capture.ready.push(Event::Start(Start { ts_ns: now_ns, realtime_ns: realtime_ns(), totals: options.totals }));
         for process in processes {
             capture.ready.push(Event::Process(describe(&process, now_ns)));
@@ -215,11 +225,12 @@ impl Capture {
                 return Ok(None);
             }
             if self.ended.is_some() {
+                self.ending.store(true, Relaxed);
                 self.finish()?;
                 continue;
             }
             match self.wait().await? {
-                Wake::Drain => self.drain(false),
+                Wake::Drain => _ = self.drain(false),
                 Wake::Tick => {
                     self.drain(false);
                     self.tick(monotonic_ns())?;
@@ -249,8 +260,9 @@ impl Capture {
         Ok(wake)
     }
 
-    /// Reads the ring until it is empty or enough was read, and passes on what is in order.
-    fn drain(&mut self, to_the_end: bool) {
+    /// Reads the ring until it is empty or enough was read, and passes on what is in order. Returns the stamp
+    /// that the calls in flight were sampled with.
+    fn drain(&mut self, to_the_end: bool) -> u64 {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -278,12 +290,23 @@ impl Capture {
             self.look_up_loss(started_ns);
             // Sockets say what they are only as long as their process lives.
             self.introduce_counted(started_ns);
+            self.reopen_replaced();
         }
+        started_ns
     }
 
     fn release(&mut self, drained_ns: u64) {
         let mut order = std::mem::take(&mut self.order);
         for event in order.release(drained_ns) {
+            if let Event::Exec(exec) = &event {
+                // Addresses of the old program mean nothing in the new one.
+                let _ = self.targets.insert(exec.pid, TargetConfig::default(), 0);
+                self.introduced.retain(|(pid, ..)| *pid != exec.pid);
+                self.replaced.push(exec.pid);
+            }
+            if let Event::Thread(thread) = &event {
+                self.find_trampoline(thread.pid);
+            }
             if let Event::Call(call) | Event::InFlight(crate::event::InFlight { call, .. }) = &event {
                 self.introduce(call, event.ts_ns());
             }
@@ -300,7 +323,7 @@ impl Capture {
         }
         for handle in call.other_sockets() {
             // A later generation was made under our eyes: its own zmq_socket introduces it.
-            if self.generation(call.pid, handle) == 0 {
+            if !self.introduced.contains(&(call.pid, handle, 0)) && self.generation(call.pid, handle) == 0 {
                 self.introduce_socket(call.pid, call.library, handle, 0, ts_ns);
             }
         }
@@ -324,6 +347,7 @@ impl Capture {
         {
             let socket_type = i32::from(identity.socket_type);
             let socket = Socket { ts_ns, pid, library, handle, generation, socket_type, id: identity.id };
+            // At once: it goes before the call that mentions it.
             self.ready.push(Event::Socket(socket));
         }
     }
@@ -344,7 +368,7 @@ impl Capture {
     /// Totals, then a tick.
     fn tick(&mut self, now_ns: u64) -> Result<(), Error> {
         self.read_totals(now_ns)?;
-        self.ready.push(Event::Tick(Tick { ts_ns: now_ns }));
+        self.order.push(Event::Tick(Tick { ts_ns: now_ns }));
         Ok(())
     }
 
@@ -355,8 +379,31 @@ impl Capture {
             action: "read the kernel side's counters".into(),
             reason: error.to_string(),
         })?;
-        self.ready.push(Event::Totals(totals));
+        self.order.push(Event::Totals(totals));
         Ok(())
+    }
+
+    /// At a thread's first call, the kernel has mapped the page of the trampoline.
+    fn find_trampoline(&mut self, pid: u32) {
+        if let Ok(config) = self.targets.get(&pid, 0)
+            && config.trampoline == 0
+            && let Some(trampoline) = target::trampoline(pid)
+        {
+            let _ = self.targets.insert(pid, TargetConfig { trampoline, ..config }, 0);
+        }
+    }
+
+    /// Looks into processes that have replaced their program, once that has loaded its libzmq.
+    fn reopen_replaced(&mut self) {
+        let Self { replaced, alive, targets, .. } = self;
+        replaced.retain(|pid| {
+            let Some((process, _)) = alive.iter_mut().find(|(process, _)| process.pid == *pid) else { return false };
+            let Ok(reopened) = target::Process::open(*pid) else { return true };
+            let trampoline = target::trampoline(*pid).unwrap_or(0);
+            let _ = targets.insert(*pid, TargetConfig { trampoline, ..target_config(&reopened) }, 0);
+            *process = reopened;
+            false
+        });
     }
 
     fn look_up_loss(&mut self, now_ns: u64) {
@@ -370,7 +417,7 @@ impl Capture {
                 self.sampler.rescan();
             }
             self.loss = loss;
-            self.ready.push(Event::Loss(loss));
+            self.order.push(Event::Loss(loss));
         }
     }
 
@@ -379,6 +426,7 @@ impl Capture {
         // All that it did before is in the ring.
         self.drain(false);
         let _ = self.targets.remove(&process.pid);
+        self.introduced.retain(|(pid, ..)| *pid != process.pid);
         self.order.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: process.pid }));
         if self.alive.is_empty() {
             self.ended = Some(EndReason::TargetsEnded);
@@ -389,14 +437,26 @@ impl Capture {
     fn finish(&mut self) -> Result<(), Error> {
         self.finished = true;
         self.probes = None;
-        self.drain(true);
+        let sampled_ns = self.drain(true);
         let now_ns = monotonic_ns();
         self.read_totals(now_ns)?;
         self.look_up_loss(now_ns);
+        self.release(u64::MAX);
         let reason = self.ended.unwrap_or(EndReason::Asked);
-        self.ready.push(Event::End(End { ts_ns: now_ns, reason }));
+        self.ready.push(Event::End(End { ts_ns: now_ns, sampled_ns, reason }));
         Ok(())
     }
+}
+
+/// SIGHUP, unless `nohup` has it ignored: then a signal that comes by no one's hand.
+fn hangup() -> io::Result<Signal> {
+    let mut inherited = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: only asks; the structure is filled by the call.
+    let ignored = unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), inherited.as_mut_ptr()) == 0
+            && inherited.assume_init().sa_sigaction == libc::SIG_IGN
+    };
+    signal(if ignored { SignalKind::user_defined2() } else { SignalKind::hangup() })
 }
 
 impl Clock {
@@ -408,11 +468,7 @@ impl Clock {
             drain,
             tick,
             deadline: options.duration.map(|duration| Instant::now() + duration),
-            signals: [
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::terminate())?,
-                signal(SignalKind::hangup())?,
-            ],
+            signals: [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, hangup()?],
         })
     }
 }

@@ -14,6 +14,7 @@ use tracer_common::{
 };
 
 use crate::event::{Call, Data, Event, FunctionId, Missing, Outcome, ProcessEnd, Thread, ThreadExit};
+use crate::target::printable;
 
 /// Bytes that payloads are copied into together, so that an event costs no allocation of its own.
 const ARENA_BYTES: usize = 64 << 10;
@@ -22,8 +23,8 @@ const ARENA_BYTES: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub struct Decoder {
     arena: BytesMut,
-    /// Data that came before its call, by thread: a thread has one call at a time that waits for data.
-    apart: HashMap<u32, (u32, Bytes)>,
+    /// Data that came before its call, by thread and sequence.
+    apart: HashMap<(u32, u32), Bytes>,
     /// Slots of threads that have made calls since [`take_slots`](Self::take_slots).
     slots: Vec<u32>,
     /// Records that made no sense.
@@ -77,10 +78,10 @@ impl Decoder {
     fn entry(&mut self, record: &CallRecord, function: FunctionId) -> Call {
         let known = |flag| record.flags & flag != 0;
         let bytes = if known(FLAG_DATA_APART) {
-            match self.apart.get(&record.tid) {
-                Some((sequence, bytes)) if *sequence == record.sequence => bytes.clone(),
-                _ => Bytes::new(),
-            }
+            let key = (record.tid, record.sequence);
+            let returned = record.return_ns != 0;
+            let bytes = if returned { self.apart.remove(&key) } else { self.apart.get(&key).cloned() };
+            bytes.unwrap_or_default()
         } else {
             self.keep(&record.data[..(record.data_len as usize).min(INLINE_DATA_BYTES)])
         };
@@ -115,7 +116,7 @@ impl Decoder {
         let data = &record[DATA_HEADER_BYTES..];
         let data = &data[..data.len().min(header.data_len as usize)];
         let bytes = self.keep(data);
-        self.apart.insert(header.tid, (header.sequence, bytes));
+        self.apart.insert((header.tid, header.sequence), bytes);
     }
 
     fn life(&mut self, kind: RecordKind, record: &ThreadRecord) -> Option<Event> {
@@ -124,11 +125,11 @@ impl Decoder {
             RecordKind::ThreadStart => {
                 self.slots.push(record.slot);
                 let len = record.comm.iter().position(|byte| *byte == 0).unwrap_or(record.comm.len());
-                let name = String::from_utf8_lossy(&record.comm[..len]).into_owned();
+                let name = printable(&record.comm[..len]);
                 Some(Event::Thread(Thread { ts_ns, pid, tid, name }))
             }
             RecordKind::ThreadExit => {
-                self.apart.remove(&tid);
+                self.apart.retain(|(owner, _), _| *owner != tid);
                 Some(Event::ThreadExit(ThreadExit { ts_ns, pid, tid }))
             }
             RecordKind::ProcessExec => Some(Event::Exec(ProcessEnd { ts_ns, pid })),

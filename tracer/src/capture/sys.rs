@@ -125,11 +125,16 @@ pub fn link_uprobes(
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })
 }
 
-/// Reads up to `keys.len()` entries of a hash map into `keys` and `values`, from the start.
+/// Reads up to `keys.len()` entries of a hash map into `keys` and `values`, from the start. Returns how many,
+/// and whether that is all: the kernel also stops early when its next bucket does not fit.
 ///
 /// # Errors
-/// The kernel's.
-pub fn lookup_batch<K: Copy, V: Copy>(map: BorrowedFd<'_>, keys: &mut [K], values: &mut [V]) -> io::Result<usize> {
+/// The kernel's; `ENOSPC` when not even the first bucket fits.
+pub fn lookup_batch<K: Copy, V: Copy>(
+    map: BorrowedFd<'_>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, bool)> {
     assert_eq!(keys.len(), values.len());
     let mut position = 0u64;
     let mut attr = empty_attr();
@@ -140,14 +145,20 @@ pub fn lookup_batch<K: Copy, V: Copy>(map: BorrowedFd<'_>, keys: &mut [K], value
     batch.keys = keys.as_mut_ptr() as u64;
     batch.values = values.as_mut_ptr() as u64;
     batch.count = keys.len() as u32;
-    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
-        // ENOENT: that was all of it.
-        Ok(_) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+    let complete = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
         Err(error) => return Err(error),
-    }
+    };
     // SAFETY: the kernel has set it.
-    Ok((unsafe { attr.batch.count } as usize).min(keys.len()))
+    Ok(((unsafe { attr.batch.count } as usize).min(keys.len()), complete))
+}
+
+/// Major and minor version of the running kernel; (0, 0) where it does not say.
+pub fn kernel_version() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// An array map with `BPF_F_MMAPABLE`, mapped read-only.

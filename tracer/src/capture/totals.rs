@@ -36,7 +36,9 @@ impl TotalsReader {
             // SAFETY: as above.
             self.values.resize(len, unsafe { std::mem::zeroed() });
             match sys::lookup_batch(self.map.as_fd(), &mut self.keys, &mut self.values) {
-                Ok(count) if count < len || len > MAX_TOTALS as usize => break count,
+                Ok((count, true)) => break count,
+                // With room for all and more the kernel would have said that it is complete.
+                Ok((count, false)) if len > 4 * MAX_TOTALS as usize => break count,
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {}
                 Err(error) => return Err(error),
@@ -85,6 +87,7 @@ pub fn read_loss(counters: &Array<MapData, u64>, ts_ns: u64) -> Loss {
         totals_full: count(Reason::TotalsFull),
         nested_too_deep: count(Reason::TooDeep),
         life_ring_full: count(Reason::LifeRingFull),
+        other_stack: count(Reason::OtherStack),
         unreadable: 0,
         stragglers: 0,
     }

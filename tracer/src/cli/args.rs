@@ -9,8 +9,7 @@ use crate::capture::LinkKind;
 
 /// strace for ZeroMQ: attaches to a running process and shows its libzmq calls
 ///
-/// No code change, no restart, no stop: the target goes on as if nothing had happened. Needs root, or
-/// CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+/// No code change, no restart, no stop. Needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_long_help = exit_statuses(), propagate_version = true)]
 pub struct Arguments {
@@ -61,11 +60,15 @@ pub struct Trace {
     #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',')]
     pub classes: Vec<ClassName>,
 
-    /// Bytes of each payload to show; 0 copies none
-    #[arg(short, long = "string-limit", value_name = "LEN", default_value_t = 32, value_parser = payload_limit())]
-    pub string_limit: u32,
+    /// Bytes of each payload to show, at most 4096; 0 copies none [default: 32, with -X 4096]
+    #[arg(short, long = "string-limit", value_name = "LEN", value_parser = payload_limit())]
+    pub string_limit: Option<u32>,
 
-    /// Dump payloads in hexadecimal and text (up to 4096 bytes, or -s)
+    /// Only calls whose payload, as far as it was copied (-s), contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub contains: Vec<String>,
+
+    /// Dump payloads in hexadecimal and text
     #[arg(short = 'X', long)]
     pub hexdump: bool,
 
@@ -136,10 +139,6 @@ pub struct Common {
     /// Only sockets seen to bind or connect to this port
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
-
-    /// Only calls whose payload, as far as it was copied (-s), contains this text
-    #[arg(long, value_name = "TEXT")]
-    pub contains: Vec<String>,
 
     /// No diagnostics but errors
     #[arg(short, long)]
@@ -224,10 +223,11 @@ fn ring_mib() -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync + 's
 fn duration(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let friendly = || Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok();
+    const SENSIBLE: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(24 * 366);
     seconds
         .or_else(friendly)
-        .filter(|duration| *duration >= Duration::from_millis(1))
-        .ok_or_else(|| "must be a time such as 3, 0.5, 500ms or 2m, and at least 1ms".into())
+        .filter(|duration| SENSIBLE.contains(duration))
+        .ok_or_else(|| "must be a time such as 3, 0.5, 500ms or 2m, from 1ms to a year".into())
 }
 
 fn exit_statuses() -> String {
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
-        for bad in ["", "-1", "0", "x", "NaN", "1e99"] {
+        for bad in ["", "-1", "0", "x", "NaN", "1e19", "1e99"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

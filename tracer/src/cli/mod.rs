@@ -2,9 +2,10 @@
 //! from that. What was typed is resolved once into what will run, in `run`.
 
 pub mod args;
+mod deadline;
 mod run;
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 
@@ -16,7 +17,7 @@ pub fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("zmqtrace: {error}");
+            say(&error);
             ExitCode::from(error.exit_status())
         }
     }
@@ -33,14 +34,32 @@ fn run(arguments: &Arguments) -> Result<(), crate::error::Error> {
     }
 }
 
-/// The man page or a shell's completions, to standard output. A closed pipe is no failure.
+/// The man pages or a shell's completions, to standard output. A closed pipe is no failure.
 fn generate(document: Document) {
     let mut command = Arguments::command();
-    let mut out = std::io::stdout().lock();
-    match document {
-        Document::Man => _ = clap_mangen::Man::new(command).render(&mut out),
-        Document::Bash => clap_complete::generate(clap_complete::Shell::Bash, &mut command, "zmqtrace", &mut out),
-        Document::Zsh => clap_complete::generate(clap_complete::Shell::Zsh, &mut command, "zmqtrace", &mut out),
-        Document::Fish => clap_complete::generate(clap_complete::Shell::Fish, &mut command, "zmqtrace", &mut out),
+    let mut text = Vec::new();
+    let shell = match document {
+        Document::Man => None,
+        Document::Bash => Some(clap_complete::Shell::Bash),
+        Document::Zsh => Some(clap_complete::Shell::Zsh),
+        Document::Fish => Some(clap_complete::Shell::Fish),
+    };
+    // Writing to a Vec cannot fail.
+    match shell {
+        Some(shell) => clap_complete::generate(shell, &mut command, "zmqtrace", &mut text),
+        None => {
+            command.build();
+            let pages = command.get_subcommands().filter(|page| !page.is_hide_set() && page.get_name() != "help");
+            let pages: Vec<_> = std::iter::once(&command).chain(pages).cloned().collect();
+            for page in pages {
+                let _ = clap_mangen::Man::new(page).render(&mut text);
+            }
+        }
     }
+    let _ = std::io::stdout().write_all(&text);
+}
+
+/// A diagnostic, to standard error. That it cannot be written is no reason to stop.
+pub(crate) fn say(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "zmqtrace: {message}");
 }

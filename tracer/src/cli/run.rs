@@ -1,33 +1,42 @@
 //! Resolves what was typed into what will run, and runs it: events from the capture through the world
 //! into a report.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
-use tracer_common::function::Class;
+use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
 
 use super::args::{ClassName, Common, DEFAULT_CLASSES, Stat, Trace};
+use super::{deadline, say};
 use crate::{
     analysis::{calls::Filter, narrow::Narrow},
     capture::{Capture, KernelTypes, Options, Programs},
     error::Error,
     event::{Event, Loss},
     output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
-    target::Process,
+    target::{self, Process},
     world::World,
 };
+
+/// Bytes of each payload that are shown unless -s says otherwise: as strace.
+const DEFAULT_STRING_LIMIT: u32 = 32;
 
 /// `zmqtrace trace`.
 pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let common = &arguments.common;
     let classes = classes(&arguments.classes);
-    let payload_limit = if arguments.hexdump && arguments.string_limit == 32 { 4096 } else { arguments.string_limit };
+    let default_limit = if arguments.hexdump { MAX_DATA_BYTES as u32 } else { DEFAULT_STRING_LIMIT };
+    let payload_limit = arguments.string_limit.unwrap_or(default_limit);
     let options = Options { records: classes.clone(), classes, payload_limit, ..options(common) };
     let successful = match (arguments.successful_only, arguments.failed_only) {
         (true, _) => Some(true),
         (_, true) => Some(false),
         _ => None,
     };
-    let filter = Filter { narrow: narrow(common), successful };
+    let narrow = Narrow { contains: arguments.contains.clone(), ..narrow(common) };
+    let filter = Filter { narrow, successful };
     let time = match (arguments.relative, arguments.time) {
         (true, _) => TimeFormat::Relative,
         (_, 1) => TimeFormat::Seconds,
@@ -85,6 +94,7 @@ fn options(common: &Common) -> Options {
         link: common.link,
         programs: if common.empty_probes { Programs::Empty } else { Programs::Calls },
         debug: common.debug,
+        ending: Arc::default(),
     }
 }
 
@@ -93,7 +103,7 @@ fn narrow(common: &Common) -> Narrow {
         sockets: common.sockets.clone(),
         endpoints: common.endpoints.clone(),
         ports: common.ports.clone(),
-        contains: common.contains.clone(),
+        contains: Vec::new(),
     }
 }
 
@@ -101,6 +111,7 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
     if common.debug {
         Diagnostics::install();
     }
+    target::check_privileges()?;
     let kernel_types = KernelTypes::look_up();
     let mut pids = common.pids.clone();
     pids.sort_unstable();
@@ -117,9 +128,15 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
             .map(|process| format!("{}[{}]: {}", process.name, process.pid, process.describe_libraries()))
             .collect();
         let mut capture = Capture::start(std::mem::take(&mut processes), kernel_types, options)?;
+        deadline::watch(common.duration, Arc::clone(&options.ending));
+        out.begin().map_err(|source| output_error(common, source))?;
         if !common.quiet {
             let (functions, kind) = capture.attached();
-            eprintln!("zmqtrace: attached to {}; {functions} functions probed ({kind})", described.join("; "));
+            say(format_args!("attached to {}; {functions} functions probed ({kind})", described.join("; ")));
+        }
+        let narrows_endpoints = !common.endpoints.is_empty() || !common.ports.is_empty();
+        if narrows_endpoints && !common.quiet {
+            say("endpoints are known from binds and connects that are seen: sockets bound or connected before cannot match");
         }
         let (calls, loss) = pump(&mut capture, report, &mut out, common).await?;
         if !common.quiet {
@@ -190,8 +207,8 @@ fn summarise(calls: Option<u64>, loss: &Loss) {
         .collect();
     let lost = if reasons.is_empty() { "nothing lost".into() } else { format!("LOST: {}", reasons.join(", ")) };
     let late = if loss.stragglers > 0 { format!(", {} out of order", loss.stragglers) } else { String::new() };
-    let calls = calls.map_or_else(String::new, |calls| format!("{calls} calls reported, "));
-    eprintln!("zmqtrace: {calls}{lost}{late}");
+    let calls = calls.map_or_else(String::new, |calls| format!("{calls} calls seen, "));
+    say(format_args!("{calls}{lost}{late}"));
 }
 
 /// Shows what the libraries log, and the BPF side through aya-log, on standard error.
@@ -212,7 +229,7 @@ impl log::Log for Diagnostics {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        eprintln!("zmqtrace: {}: {}", record.target(), record.args());
+        say(format_args!("{}: {}", record.target(), record.args()));
     }
 
     fn flush(&self) {}

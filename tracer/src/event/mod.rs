@@ -21,7 +21,7 @@ pub enum Event {
     Start(Start),
     /// A target was found.
     Process(Process),
-    /// A thread made its first call, or has another name than before.
+    /// A thread made its first call.
     Thread(Thread),
     /// A socket that was there before us says what it is.
     Socket(Socket),
@@ -261,6 +261,7 @@ pub enum CallResult {
 
 /// See [`Event::Loss`]. All counts are since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Loss {
     /// CLOCK_MONOTONIC.
     pub ts_ns: u64,
@@ -276,6 +277,8 @@ pub struct Loss {
     pub nested_too_deep: u64,
     /// Starts and ends of threads that found the ring full.
     pub life_ring_full: u64,
+    /// Calls that began on another stack while one of their thread was pending.
+    pub other_stack: u64,
     /// Records that made no sense.
     pub unreadable: u64,
     /// Calls that were reported, but later than others that returned after them.
@@ -284,7 +287,7 @@ pub struct Loss {
 
 impl Loss {
     /// What was lost, by reason, with the names of the JSON contract. Stragglers were not lost.
-    pub const fn reasons(&self) -> [(&'static str, u64); 7] {
+    pub const fn reasons(&self) -> [(&'static str, u64); 8] {
         [
             ("ring_full", self.ring_full),
             ("data_ring_full", self.data_ring_full),
@@ -292,13 +295,24 @@ impl Loss {
             ("totals_full", self.totals_full),
             ("nested_too_deep", self.nested_too_deep),
             ("life_ring_full", self.life_ring_full),
+            ("other_stack", self.other_stack),
             ("unreadable", self.unreadable),
         ]
     }
 
-    /// Everything that was lost.
-    pub fn total(&self) -> u64 {
-        self.reasons().iter().map(|(_, count)| count).sum()
+    /// Calls that were neither reported nor counted.
+    pub const fn uncounted_calls(&self) -> u64 {
+        self.thread_table_full + self.totals_full + self.nested_too_deep + self.other_stack
+    }
+
+    /// Calls that were not reported. Data that was lost of a call that was reported is not among them.
+    pub const fn total(&self) -> u64 {
+        self.ring_full
+            + self.thread_table_full
+            + self.totals_full
+            + self.nested_too_deep
+            + self.other_stack
+            + self.unreadable
     }
 }
 
@@ -314,6 +328,9 @@ pub struct Tick {
 pub struct End {
     /// CLOCK_MONOTONIC.
     pub ts_ns: u64,
+    /// Stamp of the last samples of calls in flight: what was in flight at the end has a sample of it.
+    #[serde(default)]
+    pub sampled_ns: u64,
     /// Why.
     pub reason: EndReason,
 }
@@ -412,6 +429,23 @@ impl Call {
             .map(|(_, handle)| handle)
             .chain(items.map(|word| u64::from_ne_bytes(*word)))
             .filter(|handle| *handle != 0)
+    }
+
+    /// The payload of a send or a successful receive, as far as it was copied.
+    pub fn payload(&self) -> Option<&[u8]> {
+        let row = self.function.row();
+        let carries = row.args.iter().any(|arg| matches!(arg, Arg::Buffer | Arg::Message | Arg::Iov));
+        let readable = self.size.is_some() && self.data.missing.is_none();
+        (carries && readable && self.has_data()).then_some(&self.data.bytes[..])
+    }
+
+    /// Whether there is data to copy at all: a failed receive has none.
+    pub fn has_data(&self) -> bool {
+        let fills = matches!(
+            self.function.row().capture,
+            Capture::RecvBuffer | Capture::RecvMessage0 | Capture::RecvMessage1 | Capture::RecvIov | Capture::OptionOut
+        );
+        !fills || self.outcome.is_some_and(|outcome| !outcome.failed)
     }
 
     /// How it ended, in one word.

@@ -77,9 +77,14 @@ fn write_one(line: &mut String, world: &World, call: &Call, index: usize, arg: A
         Arg::PollItems => write_poll_items(line, world, call, false),
         Arg::PollerEvents => write_poller_events(line, world, call),
         Arg::PollEvents => line.write_str(&constants::flags(POLL_EVENTS, raw & 0xffff)),
-        Arg::MonitorEvents => write_monitor_events(line, raw),
+        Arg::MonitorEvents => write_monitor_events(line, monitor_events(call, raw)),
         Arg::Timeout => write!(line, "{}", raw as i64),
     };
+}
+
+/// An `int` of `zmq_socket_monitor`, a `uint64_t` of its versioned sister.
+fn monitor_events(call: &Call, raw: u64) -> u64 {
+    if call.function.row().name == "zmq_socket_monitor" { u64::from(raw as u32) } else { raw }
 }
 
 fn write_monitor_events(line: &mut String, raw: u64) -> std::fmt::Result {
@@ -108,21 +113,12 @@ fn write_pointer(line: &mut String, pointer: u64) -> std::fmt::Result {
     if pointer == 0 { line.write_str("NULL") } else { write!(line, "{pointer:#x}") }
 }
 
-/// Whether the data of this call was copied at all: a failed receive has none.
-fn has_data(call: &Call) -> bool {
-    let fills = matches!(
-        call.function.row().capture,
-        Capture::RecvBuffer | Capture::RecvMessage0 | Capture::RecvMessage1 | Capture::RecvIov | Capture::OptionOut
-    );
-    !fills || call.outcome.is_some_and(|outcome| !outcome.failed)
-}
-
 fn write_payload(line: &mut String, call: &Call, pointer: u64) -> std::fmt::Result {
     let is_message = call.size.is_some() || !call.data.bytes.is_empty();
     match call.data.missing {
         Some(Missing::Unreadable) => write_pointer(line, pointer),
         Some(Missing::Lost) => line.write_str("<lost>"),
-        _ if !is_message || !has_data(call) => write_pointer(line, pointer),
+        _ if !is_message || !call.has_data() => write_pointer(line, pointer),
         _ => {
             write_quoted(line, &call.data.bytes)?;
             let available = match call.function.row().capture {
@@ -182,7 +178,7 @@ fn option_text(call: &Call) -> String {
     match (option_value(call), call.data.missing) {
         (_, Some(Missing::Unreadable)) => format!("{:#x}", call.args[2]),
         (_, Some(Missing::Lost)) => "<lost>".into(),
-        (Value::Null, _) if !has_data(call) => "?".into(),
+        (Value::Null, _) if !call.has_data() => "?".into(),
         (Value::Null, _) => format!("<{length} bytes>"),
         (Value::String(_), _) => {
             let mut text = String::new();
@@ -200,7 +196,7 @@ fn option_text(call: &Call) -> String {
 fn option_value(call: &Call) -> Value {
     let bytes = &call.data.bytes[..];
     let kind = constants::socket_option(call.args[1] as i32).map(|(_, kind)| kind);
-    if !has_data(call) || call.data.missing.is_some_and(|missing| missing != Missing::Cut) {
+    if !call.has_data() || call.data.missing.is_some_and(|missing| missing != Missing::Cut) {
         return Value::Null;
     }
     let int = || bytes.try_into().map(i32::from_ne_bytes).ok();
@@ -357,7 +353,7 @@ pub fn json(world: &World, call: &Call) -> Value {
             }
             Arg::OptionValue => ("value", option_value(call)),
             Arg::MessageProperty => ("property", json!(constants::message_property(int))),
-            Arg::MonitorEvents => ("events", json!(raw)),
+            Arg::MonitorEvents => ("events", json!(monitor_events(call, raw))),
             Arg::PollEvents => ("events", event_names(raw as u16)),
             Arg::PollItems => ("items", poll_items(call).map(|item| item.json(world, call.pid, true)).collect()),
             Arg::PollerEvents if has_result(call) => {
@@ -385,7 +381,7 @@ fn has_result(call: &Call) -> bool {
 
 fn text_value(call: &Call) -> Value {
     match call.data.missing {
-        None | Some(Missing::Cut) if call.args[1] != 0 => json!(String::from_utf8_lossy(&call.data.bytes)),
+        None | Some(Missing::Cut) if call.args[1] != 0 => json!(escaped(&call.data.bytes)),
         _ => Value::Null,
     }
 }
@@ -398,11 +394,4 @@ pub fn json_flags(call: &Call) -> Option<Vec<&'static str>> {
 
 fn without_prefix(name: &'static str) -> &'static str {
     name.strip_prefix("ZMQ_").unwrap_or(name)
-}
-
-/// The payload of a send or a successful receive.
-pub fn payload(call: &Call) -> Option<&[u8]> {
-    let carries = call.function.row().args.iter().any(|arg| matches!(arg, Arg::Buffer | Arg::Message | Arg::Iov));
-    let readable = call.size.is_some() && call.data.missing.is_none();
-    (carries && readable && has_data(call)).then_some(&call.data.bytes[..])
 }

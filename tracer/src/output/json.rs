@@ -67,6 +67,7 @@ struct StatObject {
     ts_ns: u64,
     pid: u32,
     socket: Option<String>,
+    object: Option<String>,
     handle: Option<String>,
     call: &'static str,
     count: u64,
@@ -195,7 +196,7 @@ fn call_object<'a>(world: &'a World, call: &Call, clock: &mut Rfc3339) -> CallOb
         size: call.size,
         flags: arguments::json_flags(call),
         more: call.more,
-        payload: arguments::payload(call).map(arguments::escaped),
+        payload: call.payload().map(arguments::escaped),
         args: arguments::json(world, call),
         ordinal: ordinal(world, call),
     }
@@ -227,7 +228,10 @@ fn ordinal(world: &World, call: &Call) -> Option<u64> {
     if call.outcome.is_none_or(|outcome| outcome.failed) {
         return None;
     }
-    // The world has counted the message with its last part.
+    // The world has counted the message with its last part, unless a record was lost.
+    if world.has_lost_calls() {
+        return None;
+    }
     let completed = world.socket_of(call)?.messages[direction];
     call.more.map(|more| completed + u64::from(more))
 }
@@ -276,7 +280,8 @@ fn write_stat(world: &World, counts: &Counts, ts_ns: u64, interval: bool, out: &
         let stat = StatObject {
             ts_ns,
             pid: key.pid,
-            socket: object_name(world, key),
+            socket: object_name(world, key).filter(|_| key.function.row().is_about_socket()),
+            object: object_name(world, key),
             handle: (key.handle != 0).then(|| format!("{:#x}", key.handle)),
             call: key.function.row().name,
             count: row.count,

@@ -30,13 +30,26 @@ impl Sink {
         Self { writer: Writer::Stdout(BufWriter::with_capacity(BUFFER_BYTES, stdout)), colour }
     }
 
-    /// A new file.
+    /// A file, which is made if need be, and left as it is until [`begin`](Self::begin).
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// When it cannot be opened.
     pub fn file(path: &Path) -> io::Result<Self> {
-        let file = File::create(path)?;
+        let file = File::options().write(true).create(true).truncate(false).open(path)?;
         Ok(Self { writer: Writer::File(BufWriter::with_capacity(BUFFER_BYTES, file)), colour: false })
+    }
+}
+
+impl Sink {
+    /// Drops what a file held before. What is no regular file has nothing to drop.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn begin(&mut self) -> io::Result<()> {
+        match &self.writer {
+            Writer::File(file) if file.get_ref().metadata()?.is_file() => file.get_ref().set_len(0),
+            _ => Ok(()),
+        }
     }
 }
 

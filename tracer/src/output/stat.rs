@@ -49,21 +49,20 @@ impl Report for StatTable {
                 write_table(out, world, &counts)?;
                 let calls: u64 = counts.rows.iter().map(|(_, row)| row.count).sum();
                 let seconds = counts.duration_ns as f64 / 1e9;
-                writeln!(out, "{calls} calls in {seconds:.1} s; percentiles are exact to 6.25 %, all else is exact")?;
-                write_loss(out, &self.loss)?;
+                let uncounted = self.loss.uncounted_calls();
+                if uncounted == 0 {
+                    writeln!(
+                        out,
+                        "{calls} calls in {seconds:.1} s; percentiles are exact to 6.25 %, all else is exact"
+                    )?;
+                } else {
+                    writeln!(out, "{calls} calls in {seconds:.1} s, and {uncounted} that are NOT in the table")?;
+                }
             }
             _ => {}
         }
         Ok(())
     }
-}
-
-fn write_loss(out: &mut Sink, loss: &Loss) -> io::Result<()> {
-    let uncounted = loss.totals_full + loss.thread_table_full + loss.nested_too_deep;
-    if uncounted > 0 {
-        writeln!(out, "NOT counted: {uncounted} calls (tables full)")?;
-    }
-    Ok(())
 }
 
 const HEADINGS: [&str; 13] =

@@ -64,7 +64,7 @@ impl Strace {
                 self.outcome(world, call, outcome, paint(FAILED));
                 if self.options.hexdump {
                     self.line.push('\n');
-                    hexdump::write(&mut self.line, arguments::payload(call).unwrap_or_default());
+                    hexdump::write(&mut self.line, call.payload().unwrap_or_default());
                     self.line.pop();
                 }
             }

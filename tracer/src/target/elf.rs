@@ -14,7 +14,7 @@ use object::{
 };
 
 /// A table larger than this is not read: no real symbol table is.
-const MAX_TABLE_BYTES: u64 = 1 << 30;
+const MAX_TABLE_BYTES: u64 = 256 << 20;
 
 /// An x86_64 ELF file.
 pub struct Elf<'file> {

@@ -60,7 +60,11 @@ impl fmt::Display for Version {
 impl Library {
     /// What the kernel side must know of this build.
     pub fn config(&self) -> LibraryConfig {
-        let mut config = LibraryConfig { internal_code: self.internal_code, ..LibraryConfig::default() };
+        let mut config = LibraryConfig {
+            internal_code: self.internal_code,
+            tells_callers: self.tells_callers.into(),
+            ..LibraryConfig::default()
+        };
         if let Some(version) = self.version {
             (config.message_type, config.message_content) = layouts::message(version);
             let sockets = layouts::sockets(version);
@@ -133,11 +137,10 @@ fn code_len(function: Function) -> usize {
 /// Whether the file is libzmq as a shared library. Programs and bindings that have it linked in (a Node
 /// addon, a Rust extension) define other functions as well, and call libzmq's from the same file.
 fn is_nothing_but_libzmq(elf: &Elf<'_>) -> bool {
-    const OWN: [&[u8]; 4] = [b"zmq_", b"_Z", b"_init", b"_fini"];
-    let exports = elf.symbols(Table::Dynamic);
-    exports.is_some_and(|exports| {
-        let mut names = exports.functions().map(|(name, _)| name).peekable();
-        names.peek().is_some() && names.all(|name| OWN.iter().any(|own| name.starts_with(own)))
+    const OWN: [&[u8]; 5] = [b"zmq_", b"_ZN3zmq", b"_ZNK3zmq", b"_init", b"_fini"];
+    elf.symbols(Table::Dynamic).is_some_and(|exports| {
+        exports.function("zmq_socket").is_some()
+            && exports.functions().all(|(name, _)| OWN.iter().any(|own| name.starts_with(own)))
     })
 }
 

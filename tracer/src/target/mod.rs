@@ -5,6 +5,7 @@ mod elf;
 mod errno;
 mod libzmq;
 mod memory;
+mod privileges;
 mod prologue;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 use procfs::process::{MMPermissions, MMapPath, Process as ProcFs};
 
 use self::elf::Elf;
+pub use self::privileges::check as check_privileges;
 pub use self::{
     libzmq::{Library, Probe, Version},
     memory::Memory,
@@ -71,15 +73,12 @@ impl Process {
         if stat.state == 'Z' || stat.state == 'X' {
             return Err(Error::Ended { pid });
         }
-        let name = stat.comm;
+        let name = printable(stat.comm.as_bytes());
         let (files, unreadable) = mapped_files(&proc, pid)?;
         if files.is_empty() {
             // The kernel lists mappings without names to those who may not look.
-            let missing = "CAP_SYS_PTRACE (for the target's mappings)";
             return Err(match unreadable {
-                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                    Error::NotPermitted { missing: missing.into() }
-                }
+                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => not_permitted(source),
                 Some(source) => Error::Read { what: "the mapped files", pid, source },
                 None => Error::NoLibzmq { pid, name, files: 0, examples: "a kernel thread".into() },
             });
@@ -94,10 +93,18 @@ impl Process {
     }
 }
 
-/// The name of a thread; `None` when it has ended.
-pub fn thread_name(pid: u32, tid: u32) -> Option<String> {
-    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
-    Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
+/// The page that the kernel maps into a process when it is first probed, and that return addresses point to
+/// while their return probes are pending.
+pub fn trampoline(pid: u32) -> Option<u64> {
+    let maps = ProcFs::new(pid as i32).ok()?.maps().ok()?;
+    let is_trampoline = |path: &MMapPath| matches!(path, MMapPath::Other(name) if name == "uprobes");
+    maps.iter().find(|map| is_trampoline(&map.pathname)).map(|map| map.address.0)
+}
+
+/// A name that its process chose, such that a terminal shows it and does nothing else.
+pub fn printable(name: &[u8]) -> String {
+    let escape = |text: char| if text.is_control() { text.escape_default().to_string() } else { text.to_string() };
+    String::from_utf8_lossy(name).chars().map(escape).collect()
 }
 
 fn open_pidfd(pid: u32) -> Result<OwnedFd, Error> {
@@ -127,6 +134,15 @@ fn thread_group(tid: u32) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
+/// The target's mappings may not be seen.
+fn not_permitted(source: io::Error) -> Error {
+    if privileges::may_look_into_processes() {
+        let remedy = "a security module (Yama, SELinux, AppArmor) or a user namespace may forbid it: see dmesg";
+        return Error::Refused { action: "looking into the process", source, remedy };
+    }
+    Error::NotPermitted { missing: "CAP_SYS_PTRACE (for the target's mappings)".into() }
+}
+
 fn read_error(what: &'static str, pid: u32, error: procfs::ProcError) -> Error {
     let source = match error {
         procfs::ProcError::NotFound(_) => return Error::NoSuchProcess { pid },
@@ -138,7 +154,7 @@ fn read_error(what: &'static str, pid: u32, error: procfs::ProcError) -> Error {
         return Error::NoSuchProcess { pid };
     }
     if source.kind() == io::ErrorKind::PermissionDenied {
-        return Error::NotPermitted { missing: "CAP_SYS_PTRACE (for the target's mappings)".into() };
+        return not_permitted(source);
     }
     Error::Read { what, pid, source }
 }

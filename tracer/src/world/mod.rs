@@ -13,10 +13,15 @@ use crate::event::{Call, Event, Library, Outcome, Start};
 /// Closed sockets that are remembered, a process.
 const MAX_CLOSED: usize = 10_000;
 
+/// Names of threads that are remembered, a process. Beyond it they are forgotten: a thread is then shown by its
+/// process's name.
+const MAX_THREAD_NAMES: usize = 50_000;
+
 /// Everything known.
 #[derive(Debug, Default)]
 pub struct World {
     start: Option<Start>,
+    lost_calls: bool,
     processes: BTreeMap<u32, Process>,
 }
 
@@ -67,7 +72,11 @@ impl World {
                 process.libraries.clone_from(&found.libraries);
             }
             Event::Thread(thread) => {
-                self.process_mut(thread.pid).threads.insert(thread.tid, thread.name.clone());
+                let threads = &mut self.process_mut(thread.pid).threads;
+                if threads.len() >= MAX_THREAD_NAMES {
+                    threads.clear();
+                }
+                threads.insert(thread.tid, thread.name.clone());
             }
             Event::Socket(found) => {
                 let socket = self.process_mut(found.pid).socket_mut(found.handle, found.generation, found.library);
@@ -91,7 +100,8 @@ impl World {
                 process.contexts.clear();
                 process.pollers.clear();
             }
-            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Loss(_) | Event::Tick(_) | Event::End(_) => {}
+            Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
+            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
     }
 
@@ -111,6 +121,11 @@ impl World {
     /// Whether the stream's totals say all that is to be counted.
     pub fn has_totals(&self) -> bool {
         self.start.as_ref().is_some_and(|start| start.totals)
+    }
+
+    /// Whether the stream lacks calls, so that what is counted from it is not exact.
+    pub fn has_lost_calls(&self) -> bool {
+        self.lost_calls
     }
 
     /// A process that was found or seen.

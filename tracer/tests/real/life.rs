@@ -245,7 +245,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     let finished = tracer.finish();
     assert_eq!(finished.status, 0, "{:?}", finished.stderr);
     assert_eq!(finished.stdout.len(), 1);
-    assert_matches(finished.stderr.last().expect("a summary"), r"zmqtrace: \d+ calls reported, .*");
+    assert_matches(finished.stderr.last().expect("a summary"), r"zmqtrace: \d+ calls seen, .*");
     workload.finish();
 }
 
@@ -299,4 +299,35 @@ fn is_pristine(pid: u32) -> bool {
     }
     assert!(seen, "no libzmq is mapped:\n{maps}");
     true
+}
+
+/// Nobody reads our output, so writing blocks: the loop sees neither signal nor timer, yet the program ends.
+#[test]
+fn a_blocked_output_does_not_keep_us_from_ending() {
+    for by_signal in [true, false] {
+        let mut workload = Workload::c("flood", &["--count", "200000"]);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_zmqtrace"));
+        command.args(["trace", "-p", &workload.pid().to_string()]);
+        if !by_signal {
+            command.args(["--duration", "2"]);
+        }
+        let piped = std::process::Stdio::piped;
+        let mut tracer = command.stdout(piped()).stderr(piped()).spawn().expect("zmqtrace runs");
+        let mut errors = std::io::BufReader::new(tracer.stderr.take().expect("piped"));
+        std::io::BufRead::read_line(&mut errors, &mut String::new()).expect("the attached line");
+        workload.go();
+        if by_signal {
+            signal(tracer.id(), libc::SIGTERM);
+        }
+        assert_eq!(tracer.wait().expect("it ends").code(), Some(0));
+        workload.finish();
+    }
+}
+
+#[test]
+fn a_standard_error_that_takes_nothing_is_no_failure() {
+    let workload = Workload::c("blocked", &["--call", "recv", "--ms", "0"]);
+    let script = format!("{} trace -p {} --duration 0.1 2>/dev/full", env!("CARGO_BIN_EXE_zmqtrace"), workload.pid());
+    let status = std::process::Command::new("sh").args(["-c", &script]).status().expect("sh runs");
+    assert_eq!(status.code(), Some(0));
 }

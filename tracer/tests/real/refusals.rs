@@ -229,3 +229,10 @@ fn a_kernel_without_btf_is_refused_with_the_remedy() {
     let tracer = Tracer::run(Command::new("unshare").args(["-m", "sh", "-c", &script]));
     assert_refused(tracer, 125, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]);
 }
+
+#[test]
+fn a_pid_namespace_of_our_own_is_refused_with_the_remedy() {
+    let script = format!("{} trace -p $$", env!("CARGO_BIN_EXE_zmqtrace"));
+    let tracer = Tracer::run(Command::new("unshare").args(["-pf", "--mount-proc", "sh", "-c", &script]));
+    assert_refused(tracer, 127, &["PID namespace", "--pid=host"]);
+}

@@ -1,6 +1,6 @@
 //! Which capabilities and kernel features are needed, and which are there.
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt, path::Path};
 
 use crate::error::Error;
 
@@ -15,18 +15,32 @@ const EVENT_SOURCES: &str = "/sys/bus/event_source/devices";
 
 /// Refuses with the names of the missing ones.
 pub fn check() -> Result<(), Error> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    let missing = missing(effective);
+    let missing = missing(effective());
     if !missing.is_empty() {
         return Err(Error::NotPermitted { missing: missing.join(", ") });
+    }
+    // The inode number of the kernel's first PID namespace is fixed: PROC_PID_INIT_INO of linux/proc_ns.h.
+    let namespace = std::fs::metadata("/proc/self/ns/pid").map(|metadata| metadata.ino());
+    if namespace.is_ok_and(|inode| inode != 0xefff_fffc) {
+        return Err(Error::PidNamespace);
     }
     // Where sysfs is hidden, the attempt to attach will tell.
     if Path::new(EVENT_SOURCES).exists() && !Path::new(EVENT_SOURCES).join("uprobe").exists() {
         return Err(Error::Kernel { what: "uprobes".into(), remedy: "it needs CONFIG_UPROBE_EVENTS" });
     }
     Ok(())
+}
+
+/// Our capabilities, as a set.
+fn effective() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Whether other processes may be looked into; else something other than capabilities forbids it.
+pub fn may_look_into_processes() -> bool {
+    effective() >> CAP_SYS_PTRACE & 1 == 1
 }
 
 fn missing(effective: u64) -> Vec<&'static str> {
