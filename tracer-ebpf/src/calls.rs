@@ -403,7 +403,9 @@ fn poll_items_len(call: &CallRecord) -> u64 {
 
 #[inline(always)]
 fn copy_payload(call: &mut CallRecord, address: u64, len: u64) {
-    copy_bytes(call, address, len, u64::from(payload_limit()));
+    if payload_limit() != 0 {
+        copy_bytes(call, address, len, u64::from(payload_limit()));
+    }
     set_size(call, len);
 }
 

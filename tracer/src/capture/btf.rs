@@ -2,7 +2,7 @@
 
 use std::thread::JoinHandle;
 
-use btf_rs::{Btf, Type};
+use btf_rs::{Backend, Btf, Type};
 
 use crate::error::Error;
 
@@ -35,9 +35,12 @@ fn fsbase_offset() -> Result<u32, Error> {
         what: format!("its type information ({VMLINUX}: {error})"),
         remedy: "it needs CONFIG_DEBUG_INFO_BTF, which distribution kernels have since 2020",
     };
-    // At once: the file is in memory anyway, and reading it piece by piece takes longer than all the rest.
-    let bytes = std::fs::read(VMLINUX).map_err(|error| unusable(&error))?;
-    let btf = Btf::from_bytes(&bytes).map_err(|error| unusable(&error))?;
+    // Mapped, only what is asked for is parsed, but kernels before 6.16 do not let it be mapped. Else at once: read
+    // piece by piece it takes longer than all the rest.
+    let btf = Btf::from_file_with_backend(VMLINUX, Backend::Mmap).or_else(|_| {
+        let bytes = std::fs::read(VMLINUX).map_err(|error| unusable(&error))?;
+        Btf::from_bytes(&bytes).map_err(|error| unusable(&error))
+    })?;
     let lacks = || Error::Kernel {
         what: "task_struct.thread.fsbase in its type information".into(),
         remedy: "only x86_64 kernels are supported",
