@@ -10,7 +10,6 @@ use std::{
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 use tracer_common::{
     function::FUNCTIONS,
-    limits::MAX_LIBRARIES,
     record::{LibraryConfig, SocketConfig},
 };
 
@@ -87,7 +86,7 @@ impl Library {
     }
 }
 
-/// Every libzmq in the process, at most [`MAX_LIBRARIES`]. The error says what a foreign program is.
+/// Every libzmq in the process. The error says what a foreign program is.
 pub fn find(files: &[MappedFile]) -> Result<Vec<Library>, String> {
     let mut libraries = Vec::new();
     let mut foreign = None;
@@ -98,7 +97,6 @@ pub fn find(files: &[MappedFile]) -> Result<Vec<Library>, String> {
             Err(NotElf::Other) => {}
         }
     }
-    libraries.truncate(MAX_LIBRARIES);
     match foreign {
         Some(what) if libraries.is_empty() => Err(what),
         _ => Ok(libraries),
@@ -214,7 +212,11 @@ impl Process {
             let version = library.version.map_or_else(|| "of unknown version".into(), |version| version.to_string());
             format!("libzmq {version} ({})", library.file_name().display())
         };
-        self.libraries.iter().map(describe).collect::<Vec<_>>().join(", ")
+        let mut described: Vec<_> = self.libraries.iter().map(describe).collect();
+        if self.ignored_libraries > 0 {
+            described.push(format!("and {} more that are NOT traced", self.ignored_libraries));
+        }
+        described.join(", ")
     }
 }
 

@@ -20,6 +20,7 @@ use std::{
 };
 
 use procfs::process::{MMPermissions, MMapPath, Process as ProcFs};
+use tracer_common::limits::MAX_LIBRARIES;
 
 use self::elf::Elf;
 pub use self::privileges::check as check_privileges;
@@ -38,6 +39,8 @@ pub struct Process {
     pub name: String,
     /// The libzmq copies in it, in the order of their addresses; the index is the number in cookies.
     pub libraries: Vec<Library>,
+    /// How many more there are, beyond [`MAX_LIBRARIES`].
+    pub ignored_libraries: usize,
     /// Distance of `errno` from the thread pointer, where it could be found.
     pub errno_offset: Option<i64>,
     /// Becomes readable when the process ends.
@@ -84,12 +87,15 @@ impl Process {
             });
         }
         let memory = Memory::new(pid);
-        let libraries =
+        let mut libraries =
             libzmq::find(&files).map_err(|class| Error::UnsupportedTarget { pid, name: name.clone(), what: class })?;
         if libraries.is_empty() {
             return Err(libzmq::explain_absence(pid, name, &files));
         }
-        Ok(Self { pid, name, libraries, errno_offset: errno::offset(&files, &memory), pidfd })
+        let ignored_libraries = libraries.len().saturating_sub(MAX_LIBRARIES);
+        libraries.truncate(MAX_LIBRARIES);
+        let errno_offset = errno::offset(&files, &memory);
+        Ok(Self { pid, name, libraries, ignored_libraries, errno_offset, pidfd })
     }
 }
 
