@@ -61,6 +61,9 @@ const DRAIN_RECORDS: usize = 16 << 10;
 /// How often losses and counted sockets are looked up.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How often a process that has replaced its program is looked into without a pause, and then the pause.
+const REOPEN_TRIES: u32 = 100;
+
 /// What to capture.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -104,8 +107,8 @@ pub struct Capture {
     look_due: Instant,
     /// Targets that have not ended.
     alive: Vec<(target::Process, AsyncFd<OwnedFd>)>,
-    /// Targets that have replaced their program and were not looked into since.
-    replaced: Vec<u32>,
+    /// Targets that have replaced their program and were not looked into since, and how often that was tried.
+    replaced: Vec<(u32, u32)>,
     /// Sockets that the stream has introduced: process, handle, generation.
     introduced: HashSet<(u32, u64, u32)>,
     clock: Clock,
@@ -290,8 +293,8 @@ impl Capture {
             self.look_up_loss(started_ns);
             // Sockets say what they are only as long as their process lives.
             self.introduce_counted(started_ns);
-            self.reopen_replaced();
         }
+        self.reopen_replaced();
         started_ns
     }
 
@@ -302,7 +305,7 @@ impl Capture {
                 // Addresses of the old program mean nothing in the new one.
                 let _ = self.targets.insert(exec.pid, TargetConfig::default(), 0);
                 self.introduced.retain(|(pid, ..)| *pid != exec.pid);
-                self.replaced.push(exec.pid);
+                self.replaced.push((exec.pid, 0));
             }
             if let Event::Thread(thread) = &event {
                 self.find_trampoline(thread.pid);
@@ -393,10 +396,15 @@ impl Capture {
         }
     }
 
-    /// Looks into processes that have replaced their program, once that has loaded its libzmq.
+    /// Looks into processes that have replaced their program, once that has loaded its libzmq: at first as often
+    /// as the ring is read, later now and then.
     fn reopen_replaced(&mut self) {
         let Self { replaced, alive, targets, .. } = self;
-        replaced.retain(|pid| {
+        replaced.retain_mut(|(pid, tries)| {
+            *tries = tries.saturating_add(1);
+            if *tries > REOPEN_TRIES && *tries % REOPEN_TRIES != 0 {
+                return true;
+            }
             let Some((process, _)) = alive.iter_mut().find(|(process, _)| process.pid == *pid) else { return false };
             let Ok(reopened) = target::Process::open(*pid) else { return true };
             let trampoline = target::trampoline(*pid).unwrap_or(0);
