@@ -49,7 +49,7 @@ pub use self::{
 };
 use crate::{
     error::Error,
-    event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick},
+    event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick, Totals},
     inspect,
     target::{self, Memory},
 };
@@ -126,7 +126,10 @@ struct Clock {
     drain: tokio::time::Interval,
     tick: Option<tokio::time::Interval>,
     deadline: Option<Instant>,
-    signals: [Signal; 3],
+    interrupt: Signal,
+    terminate: Signal,
+    /// None where `nohup` has it ignored.
+    hangup: Option<Signal>,
 }
 
 /// What happened while we waited.
@@ -155,9 +158,7 @@ impl Capture {
         let logger = if options.debug { Some(object.log()?) } else { None };
         let mut targets: HashMap<_, u32, TargetConfig> = typed(object.take_map("TARGETS")?)?;
         for process in &processes {
-            let trampoline = target::trampoline(process.pid).unwrap_or(0);
-            let config = TargetConfig { trampoline, ..target_config(process) };
-            targets.insert(process.pid, config, 0).map_err(|error| Error::Bpf {
+            targets.insert(process.pid, target_config(process), 0).map_err(|error| Error::Bpf {
                 action: "tell the kernel side of a target".into(),
                 reason: error.to_string(),
             })?;
@@ -245,19 +246,15 @@ impl Capture {
     }
 
     async fn wait(&mut self) -> Result<Wake, Error> {
-        let Clock { drain, tick, deadline, signals } = &mut self.clock;
-        let [interrupt, terminate, hangup] = signals;
-        let deadline = *deadline;
+        let Clock { drain, tick, deadline, interrupt, terminate, hangup } = &mut self.clock;
         let wake = tokio::select! {
             biased;
             _ = interrupt.recv() => Wake::Ended(EndReason::Asked),
             _ = terminate.recv() => Wake::Ended(EndReason::Asked),
-            _ = hangup.recv() => Wake::Ended(EndReason::Asked),
-            () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
-                Wake::Ended(EndReason::Duration)
-            }
+            _ = or_never(hangup.as_mut().map(Signal::recv)) => Wake::Ended(EndReason::Asked),
+            () = or_never(deadline.map(sleep_until)) => Wake::Ended(EndReason::Duration),
             index = first_ended(&self.alive) => Wake::TargetEnded(index),
-            () = async { match tick { Some(tick) => { tick.tick().await; } None => std::future::pending().await } } => Wake::Tick,
+            _ = or_never(tick.as_mut().map(tokio::time::Interval::tick)) => Wake::Tick,
             _ = drain.tick() => Wake::Drain,
         };
         Ok(wake)
@@ -292,7 +289,7 @@ impl Capture {
             self.look_due = Instant::now() + LOOK_INTERVAL;
             self.look_up_loss(started_ns);
             // Sockets say what they are only as long as their process lives.
-            self.introduce_counted(started_ns);
+            let _ = self.read_totals(started_ns);
         }
         self.reopen_replaced();
         started_ns
@@ -359,30 +356,32 @@ impl Capture {
         self.closed.get(&SocketAddress { handle, tgid: pid, padding: 0 }, 0).unwrap_or(0)
     }
 
-    fn introduce_counted(&mut self, now_ns: u64) {
-        let totals = self.totals.as_mut().and_then(|reader| reader.read(now_ns).ok());
-        for row in totals.iter().flat_map(|totals| &totals.rows) {
-            if row.function.row().is_about_socket() && row.handle != 0 {
-                self.introduce_socket(row.pid, row.library, row.handle, row.generation, now_ns);
-            }
-        }
-    }
-
-    /// Totals, then a tick.
-    fn tick(&mut self, now_ns: u64) -> Result<(), Error> {
-        self.read_totals(now_ns)?;
-        self.order.push(Event::Tick(Tick { ts_ns: now_ns }));
-        Ok(())
-    }
-
-    fn read_totals(&mut self, now_ns: u64) -> Result<(), Error> {
-        self.introduce_counted(now_ns);
-        let Some(reader) = &mut self.totals else { return Ok(()) };
+    /// The kernel's counts, after what makes their sockets known.
+    fn read_totals(&mut self, now_ns: u64) -> Result<Option<Totals>, Error> {
+        let Some(reader) = &mut self.totals else { return Ok(None) };
         let totals = reader.read(now_ns).map_err(|error| Error::Bpf {
             action: "read the kernel side's counters".into(),
             reason: error.to_string(),
         })?;
-        self.order.push(Event::Totals(totals));
+        for row in &totals.rows {
+            if row.function.row().is_about_socket() && row.handle != 0 {
+                self.introduce_socket(row.pid, row.library, row.handle, row.generation, now_ns);
+            }
+        }
+        Ok(Some(totals))
+    }
+
+    /// Passes the kernel's counts on.
+    fn push_totals(&mut self, now_ns: u64) -> Result<(), Error> {
+        let totals = self.read_totals(now_ns)?;
+        totals.into_iter().for_each(|totals| self.order.push(Event::Totals(totals)));
+        Ok(())
+    }
+
+    /// Totals, then a tick.
+    fn tick(&mut self, now_ns: u64) -> Result<(), Error> {
+        self.push_totals(now_ns)?;
+        self.order.push(Event::Tick(Tick { ts_ns: now_ns }));
         Ok(())
     }
 
@@ -407,8 +406,7 @@ impl Capture {
             }
             let Some((process, _)) = alive.iter_mut().find(|(process, _)| process.pid == *pid) else { return false };
             let Ok(reopened) = target::Process::open(*pid) else { return true };
-            let trampoline = target::trampoline(*pid).unwrap_or(0);
-            let _ = targets.insert(*pid, TargetConfig { trampoline, ..target_config(&reopened) }, 0);
+            let _ = targets.insert(*pid, target_config(&reopened), 0);
             *process = reopened;
             false
         });
@@ -447,7 +445,7 @@ impl Capture {
         self.probes = None;
         let sampled_ns = self.drain(true);
         let now_ns = monotonic_ns();
-        self.read_totals(now_ns)?;
+        self.push_totals(now_ns)?;
         self.look_up_loss(now_ns);
         self.release(u64::MAX);
         let reason = self.ended.unwrap_or(EndReason::Asked);
@@ -456,15 +454,23 @@ impl Capture {
     }
 }
 
-/// SIGHUP, unless `nohup` has it ignored: then a signal that comes by no one's hand.
-fn hangup() -> io::Result<Signal> {
+/// What the future yields; where there is none, nothing ever.
+pub(crate) async fn or_never<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// SIGHUP, unless `nohup` has it ignored.
+fn hangup() -> io::Result<Option<Signal>> {
     let mut inherited = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: only asks; the structure is filled by the call.
     let ignored = unsafe {
         libc::sigaction(libc::SIGHUP, std::ptr::null(), inherited.as_mut_ptr()) == 0
             && inherited.assume_init().sa_sigaction == libc::SIG_IGN
     };
-    signal(if ignored { SignalKind::user_defined2() } else { SignalKind::hangup() })
+    if ignored { Ok(None) } else { signal(SignalKind::hangup()).map(Some) }
 }
 
 impl Clock {
@@ -476,7 +482,9 @@ impl Clock {
             drain,
             tick,
             deadline: options.duration.map(|duration| Instant::now() + duration),
-            signals: [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, hangup()?],
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: hangup()?,
         })
     }
 }
@@ -500,7 +508,11 @@ fn set_of(classes: &[Class]) -> u16 {
 }
 
 fn target_config(process: &target::Process) -> TargetConfig {
-    let mut config = TargetConfig { errno_offset: process.errno_offset.unwrap_or(0), ..TargetConfig::default() };
+    let mut config = TargetConfig {
+        errno_offset: process.errno_offset.unwrap_or(0),
+        trampoline: target::trampoline(process.pid).unwrap_or(0),
+        ..TargetConfig::default()
+    };
     for (slot, library) in config.libraries.iter_mut().zip(&process.libraries) {
         *slot = library.config();
     }

@@ -6,7 +6,7 @@ use aya::Pod;
 use bytes::{Bytes, BytesMut};
 use tracer_common::{
     function::{Cookie, Failure, Function, Returns},
-    limits::INLINE_DATA_BYTES,
+    limits::{INLINE_DATA_BYTES, MAX_NESTED_FRAMES},
     record::{
         CALL_HEADER_BYTES, CallRecord, DATA_HEADER_BYTES, DataRecord, FLAG_DATA_APART, FLAG_DATA_FAULT, FLAG_DATA_LOST,
         FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN, FLAG_TEXT_CUT, RecordKind, ThreadRecord,
@@ -19,12 +19,16 @@ use crate::target::printable;
 /// Bytes that payloads are copied into together, so that an event costs no allocation of its own.
 const ARENA_BYTES: usize = 64 << 10;
 
+/// Data of one thread that waits for its calls: more than can be in flight, so that only data whose call was lost
+/// is pushed out.
+const MAX_WAITING: usize = 2 * MAX_NESTED_FRAMES;
+
 /// Turns records into events, in the order of the ring.
 #[derive(Debug, Default)]
 pub struct Decoder {
     arena: BytesMut,
-    /// Data that came before its call, by thread and sequence.
-    apart: HashMap<(u32, u32), Bytes>,
+    /// Data that came before its call: by thread, the sequences of calls and their data, oldest first.
+    apart: HashMap<u32, Vec<(u32, Bytes)>>,
     /// Slots of threads that have made calls since [`take_slots`](Self::take_slots).
     slots: Vec<u32>,
     /// Records that made no sense.
@@ -78,20 +82,18 @@ impl Decoder {
     fn entry(&mut self, record: &CallRecord, function: FunctionId) -> Call {
         let known = |flag| record.flags & flag != 0;
         let bytes = if known(FLAG_DATA_APART) {
-            let key = (record.tid, record.sequence);
-            let returned = record.return_ns != 0;
-            let bytes = if returned { self.apart.remove(&key) } else { self.apart.get(&key).cloned() };
-            bytes.unwrap_or_default()
+            self.apart_of(record)
         } else {
-            self.keep(&record.data[..(record.data_len as usize).min(INLINE_DATA_BYTES)])
+            Some(self.keep(&record.data[..(record.data_len as usize).min(INLINE_DATA_BYTES)]))
         };
-        let missing = if known(FLAG_DATA_LOST) {
+        let missing = if known(FLAG_DATA_LOST) || bytes.is_none() {
             Some(Missing::Lost)
         } else if known(FLAG_DATA_FAULT) {
             Some(Missing::Unreadable)
         } else {
             known(FLAG_TEXT_CUT).then_some(Missing::Cut)
         };
+        let bytes = bytes.unwrap_or_default();
         Call {
             pid: record.tgid,
             tid: record.tid,
@@ -108,6 +110,14 @@ impl Decoder {
         }
     }
 
+    /// The data that came before this call; a call that has returned needs it no more.
+    fn apart_of(&mut self, record: &CallRecord) -> Option<Bytes> {
+        let waiting = self.apart.get_mut(&record.tid)?;
+        let index = waiting.iter().position(|(sequence, _)| *sequence == record.sequence)?;
+        let returned = record.return_ns != 0;
+        Some(if returned { waiting.remove(index).1 } else { waiting[index].1.clone() })
+    }
+
     fn data(&mut self, record: &[u8]) {
         let Some(header) = read::<DataRecord<0>>(record, DATA_HEADER_BYTES) else {
             self.unreadable += 1;
@@ -116,7 +126,11 @@ impl Decoder {
         let data = &record[DATA_HEADER_BYTES..];
         let data = &data[..data.len().min(header.data_len as usize)];
         let bytes = self.keep(data);
-        self.apart.insert((header.tid, header.sequence), bytes);
+        let waiting = self.apart.entry(header.tid).or_default();
+        if waiting.len() == MAX_WAITING {
+            waiting.remove(0);
+        }
+        waiting.push((header.sequence, bytes));
     }
 
     fn life(&mut self, kind: RecordKind, record: &ThreadRecord) -> Option<Event> {
@@ -129,7 +143,7 @@ impl Decoder {
                 Some(Event::Thread(Thread { ts_ns, pid, tid, name }))
             }
             RecordKind::ThreadExit => {
-                self.apart.retain(|(owner, _), _| *owner != tid);
+                self.apart.remove(&tid);
                 Some(Event::ThreadExit(ThreadExit { ts_ns, pid, tid }))
             }
             RecordKind::ProcessExec => Some(Event::Exec(ProcessEnd { ts_ns, pid })),
@@ -198,5 +212,45 @@ mod tests {
             }
         }
         assert!(decoder.unreadable > 0);
+    }
+
+    /// The bytes of a plain record, as the ring has them.
+    fn bytes_of<T: Pod>(record: &T) -> &[u8] {
+        // SAFETY: `Pod` means that all bytes are initialised.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of::<T>()) }
+    }
+
+    fn call(sequence: u32) -> CallRecord {
+        // SAFETY: integers only, for which zero is a value.
+        let mut call: CallRecord = unsafe { std::mem::zeroed() };
+        call.kind = RecordKind::Call as u8;
+        call.flags = FLAG_DATA_APART;
+        call.tid = 7;
+        call.sequence = sequence;
+        call.return_ns = 1;
+        call
+    }
+
+    fn data(sequence: u32) -> DataRecord<4> {
+        let kind = RecordKind::Data as u8;
+        DataRecord { kind, padding: [0; 3], data_len: 4, tid: 7, sequence, data: *b"data" }
+    }
+
+    #[test]
+    fn data_finds_its_call_and_never_piles_up() {
+        let mut decoder = Decoder::default();
+        for sequence in 0..100 {
+            assert_eq!(decoder.decode(bytes_of(&data(sequence))), None);
+        }
+        assert_eq!(decoder.apart[&7].len(), MAX_WAITING, "the calls of all but the last were lost");
+        let missing_and_bytes = |event| match event {
+            Some(Event::Call(call)) => (call.data.missing, call.data.bytes),
+            other => panic!("{other:?}"),
+        };
+        let found = missing_and_bytes(decoder.decode(bytes_of(&call(99))));
+        assert_eq!(found, (None, Bytes::from_static(b"data")));
+        // What is gone is said to be, not shown as empty.
+        let gone = missing_and_bytes(decoder.decode(bytes_of(&call(5))));
+        assert_eq!(gone, (Some(Missing::Lost), Bytes::new()));
     }
 }

@@ -11,6 +11,8 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::capture::or_never;
+
 /// How long the loop has to notice that it is to end.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -25,16 +27,10 @@ pub fn watch(duration: Option<Duration>, noticed: Arc<AtomicBool>) {
             else {
                 return;
             };
-            let over = async {
-                match duration {
-                    Some(duration) => tokio::time::sleep(duration).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
-                () = over => {}
+                () = or_never(duration.map(tokio::time::sleep)) => {}
             }
             // A second signal, or a loop that is stuck, ends it at once.
             tokio::select! {

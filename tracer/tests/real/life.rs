@@ -331,3 +331,20 @@ fn a_standard_error_that_takes_nothing_is_no_failure() {
     let status = std::process::Command::new("sh").args(["-c", &script]).status().expect("sh runs");
     assert_eq!(status.code(), Some(0));
 }
+
+/// `script` gives its command a terminal.
+#[test]
+fn colour_is_for_terminals_only() {
+    let mut workload = Workload::c("flood", &["--count", "5"]);
+    let command = format!("{} trace -e send,recv -p {}", env!("CARGO_BIN_EXE_zmqtrace"), workload.pid());
+    let terminal = Tracer::run(std::process::Command::new("script").args(["-qec", &command, "/dev/null"]));
+    let pipe = Tracer::attach("trace", &workload, &["-e", "send,recv"]);
+    // On a terminal standard error is there as well.
+    while !terminal.line().contains("attached") {}
+    workload.go();
+    workload.finish();
+    let (terminal, pipe) = (terminal.finish(), pipe.finish());
+    let coloured = |lines: &[String]| lines.iter().filter(|line| line.contains('\u{1b}')).count();
+    assert_eq!(coloured(&terminal.stdout), 10, "{:?}", terminal.stdout);
+    assert_eq!((pipe.stdout.iter().filter(|line| line.contains("zmq_")).count(), coloured(&pipe.stdout)), (10, 0));
+}

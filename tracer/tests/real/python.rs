@@ -51,16 +51,22 @@ fn what_pyzmqs_operations_become_with_and_without_copies() {
     assert!(finished.stderr[0].contains("libzmq-"), "the mangled name: {}", finished.stderr[0]);
 }
 
+/// Both reports at work at the same time.
+#[track_caller]
+fn assert_sends_and_receives_are_exact(workload: &mut Workload) {
+    let trace = Tracer::attach("trace", workload, &["--json", "-e", "send,recv"]);
+    let stat = Tracer::attach("stat", workload, &["--json", "-e", "send,recv"]);
+    let done = workload.go();
+    assert_eq!(traced(&trace.interrupt().ok()), counts(&done));
+    assert_eq!(counted(&stat.interrupt().ok()), counts(&done));
+}
+
 #[test]
 fn requests_and_replies_of_two_threads() {
     let Some(mut workload) = Workload::python("reqrep.py", &["--count", "500", "--phases"]) else { return };
     for _ in 0..2 {
         // Each time anew to a process that goes on.
-        let trace = Tracer::attach("trace", &workload, &["--json", "-e", "send,recv"]);
-        let stat = Tracer::attach("stat", &workload, &["--json", "-e", "send,recv"]);
-        let done = workload.go();
-        assert_eq!(traced(&trace.interrupt().ok()), counts(&done));
-        assert_eq!(counted(&stat.interrupt().ok()), counts(&done));
+        assert_sends_and_receives_are_exact(&mut workload);
     }
     workload.finish();
 }
@@ -68,11 +74,7 @@ fn requests_and_replies_of_two_threads() {
 #[test]
 fn asyncio() {
     let Some(mut workload) = Workload::python("asyncio_echo.py", &["--count", "300"]) else { return };
-    let trace = Tracer::attach("trace", &workload, &["--json", "-e", "send,recv"]);
-    let stat = Tracer::attach("stat", &workload, &["--json", "-e", "send,recv"]);
-    let done = workload.go();
-    assert_eq!(traced(&trace.interrupt().ok()), counts(&done));
-    assert_eq!(counted(&stat.interrupt().ok()), counts(&done));
+    assert_sends_and_receives_are_exact(&mut workload);
     workload.finish();
 }
 
