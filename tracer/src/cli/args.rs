@@ -140,7 +140,7 @@ pub struct Common {
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
 
-    /// No diagnostics but errors
+    /// No diagnostics but errors, and what was lost
     #[arg(short, long)]
     pub quiet: bool,
 

@@ -139,7 +139,9 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
             say("endpoints are known from binds and connects that are seen: sockets bound or connected before cannot match");
         }
         let (calls, loss) = pump(&mut capture, report, &mut out, common).await?;
-        if !common.quiet {
+        // What was lost is said even to those who want no diagnostics.
+        let lost = loss.reasons().iter().any(|(_, count)| *count > 0);
+        if lost || !common.quiet {
             summarise((!options.totals).then_some(calls), &loss);
         }
         Ok(())
