@@ -4,6 +4,8 @@
 //! complete (a call's is its return). What comes after capture reads no clock, no `/proc` and no map, so
 //! it gives the same answer from a live process and from saved events.
 
+mod state;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracer_common::{
@@ -11,6 +13,10 @@ use tracer_common::{
     limits::{POLL_ITEM_BYTES, POLLER_EVENT_BYTES},
 };
 
+pub use self::state::{
+    Blocked, Connection, ConnectionState, Context, Endpoint, Frame, KernelSocket, Mapping, Monitor, Options, Pipes,
+    Role, Snapshot, SocketState, Stack, Subscriptions, Topic,
+};
 use crate::target::Version;
 
 /// Something that was observed.
@@ -25,6 +31,10 @@ pub enum Event {
     Thread(Thread),
     /// A socket that was there before us says what it is.
     Socket(Socket),
+    /// All that a process holds, as found in its memory and in the kernel's tables.
+    Snapshot(Snapshot),
+    /// Queues were looked at.
+    Queues(Queues),
     /// A call returned.
     Call(Call),
     /// A call is still in flight.
@@ -108,6 +118,31 @@ pub struct Socket {
     pub socket_type: i32,
     /// libzmq's own number of it.
     pub id: Option<u32>,
+}
+
+/// See [`Event::Queues`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queues {
+    /// CLOCK_MONOTONIC.
+    pub ts_ns: u64,
+    /// Process.
+    pub pid: u32,
+    /// Every pipe of every socket, those that were known before and are gone left out.
+    pub queues: Vec<Queue>,
+}
+
+/// The pipes between a socket and one of its connections, at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queue {
+    /// The socket's address.
+    pub handle: u64,
+    /// Of the socket.
+    #[serde(default)]
+    pub generation: u32,
+    /// The connection's fd, while it has one.
+    pub fd: Option<i32>,
+    /// Its counters.
+    pub pipes: Pipes,
 }
 
 /// A call of a libzmq function.
@@ -390,6 +425,8 @@ impl Event {
             Self::Process(event) => event.ts_ns,
             Self::Thread(event) => event.ts_ns,
             Self::Socket(event) => event.ts_ns,
+            Self::Snapshot(event) => event.ts_ns,
+            Self::Queues(event) => event.ts_ns,
             Self::Call(event) => event.outcome.map_or(event.entry_ns, |outcome| outcome.return_ns),
             Self::InFlight(event) => event.ts_ns,
             Self::ThreadExit(event) => event.ts_ns,

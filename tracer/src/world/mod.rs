@@ -101,7 +101,12 @@ impl World {
                 process.pollers.clear();
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
-            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Tick(_) | Event::End(_) => {}
+            Event::Snapshot(_)
+            | Event::Queues(_)
+            | Event::ThreadExit(_)
+            | Event::ProcessExit(_)
+            | Event::Tick(_)
+            | Event::End(_) => {}
         }
     }
 
