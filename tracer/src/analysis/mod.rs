@@ -4,3 +4,4 @@
 pub mod calls;
 pub mod narrow;
 pub mod stat;
+pub mod topology;

@@ -26,7 +26,7 @@ pub struct Snapshot {
 }
 
 /// A `zmq::ctx_t`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     /// Its address, what `zmq_ctx_new` returned.
     pub handle: u64,
@@ -56,7 +56,7 @@ pub struct Context {
 }
 
 /// A `zmq::socket_base_t`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketState {
     /// Its address.
     pub handle: u64,
@@ -222,17 +222,18 @@ impl ConnectionState {
 }
 
 /// How it is known which socket a connection belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mapping {
     /// By libzmq's own pointers, at offsets that are known for this build.
+    #[default]
     Exact,
     /// By the vote of similar objects of a build that is not known.
     Inferred,
 }
 
 /// A connection of a socket, or the attempt to make one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
     /// Its fd, while it has one. inproc never has.
     pub fd: Option<i32>,
@@ -241,7 +242,7 @@ pub struct Connection {
     /// Whether that was bound or connected.
     pub role: Option<Role>,
     /// How far it is.
-    pub state: ConnectionState,
+    pub state: Option<ConnectionState>,
     /// How it is known to be the socket's.
     pub mapping: Mapping,
     /// Address of this side: `127.0.0.1:5555`, an ipc path, an inproc name.

@@ -56,6 +56,17 @@ impl fmt::Display for Version {
     }
 }
 
+impl std::str::FromStr for Version {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut numbers = text.split('.').map(|number| number.parse().map_err(|_| ()));
+        let mut next = || numbers.next().unwrap_or(Err(()));
+        let version = Self(next()?, next()?, next()?);
+        if numbers.next().is_none() { Ok(version) } else { Err(()) }
+    }
+}
+
 impl Library {
     /// What the kernel side must know of this build.
     pub fn config(&self) -> LibraryConfig {
@@ -68,8 +79,11 @@ impl Library {
             (config.message_type, config.message_content) = layouts::message(version);
             let sockets = layouts::sockets(version);
             for (slot, layout) in config.sockets.iter_mut().zip(sockets) {
-                *slot =
-                    SocketConfig { tag: layout.tag, rcvmore: layout.rcvmore, socket_id: layout.socket_id.unwrap_or(0) };
+                *slot = SocketConfig {
+                    tag: layout.socket_tag as u32,
+                    rcvmore: layout.socket_rcvmore as u32,
+                    socket_id: layout.opt_socket_id as u32,
+                };
             }
         }
         config

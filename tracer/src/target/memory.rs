@@ -31,6 +31,15 @@ impl Memory {
         }
     }
 
+    /// Fills `buffer` from `address` as far as memory is mapped, and returns how many bytes that were.
+    pub fn read_some(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let remote = libc::iovec { iov_base: address as *mut _, iov_len: buffer.len() };
+        // SAFETY: as in `read`.
+        let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, &raw const remote, 1, 0) };
+        usize::try_from(read).unwrap_or(0)
+    }
+
     /// The little-endian word at `address`.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ pub use self::{
     libzmq::{Library, Probe, Version},
     memory::Memory,
 };
-use crate::error::Error;
+use crate::{error::Error, inspect::FileMapping};
 
 /// A running process that uses libzmq.
 #[derive(Debug)]
@@ -45,6 +45,27 @@ pub struct Process {
     pub errno_offset: Option<i64>,
     /// Becomes readable when the process ends.
     pub pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Its number as it sees it itself: in its own PID namespace.
+    pub fn own_pid(&self) -> u32 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok()).unwrap_or(self.pid)
+    }
+
+    /// The mappings of files in it now, sorted, with the libzmq that they are.
+    pub fn file_mappings(&self) -> Vec<FileMapping> {
+        let maps = ProcFs::new(self.pid as i32).and_then(|proc| proc.maps()).map(|maps| maps.0).unwrap_or_default();
+        let mapping = |map: procfs::process::MemoryMap| {
+            let MMapPath::Path(path) = map.pathname else { return None };
+            let library = self.libraries.iter().position(|library| library.path == path);
+            let library = library.and_then(|index| u8::try_from(index).ok());
+            Some(FileMapping { start: map.address.0, end: map.address.1, library })
+        };
+        maps.into_iter().filter_map(mapping).collect()
+    }
 }
 
 /// One file that is mapped into a process with code in it.
@@ -70,6 +91,23 @@ impl Process {
     /// # Errors
     /// When there is no such process, it may not be read, or no traceable libzmq is in it.
     pub fn open(pid: u32) -> Result<Self, Error> {
+        let (process, files) = Self::look_into(pid)?;
+        if process.libraries.is_empty() {
+            return Err(libzmq::explain_absence(pid, process.name, &files));
+        }
+        Ok(process)
+    }
+
+    /// The same, but a libzmq whose symbols are stripped does: there are none to probe then, but its memory can be
+    /// read.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_to_inspect(pid: u32) -> Result<Self, Error> {
+        Self::look_into(pid).map(|(process, _)| process)
+    }
+
+    fn look_into(pid: u32) -> Result<(Self, Vec<MappedFile>), Error> {
         let pidfd = open_pidfd(pid)?;
         let proc = ProcFs::new(pid as i32).map_err(|_| Error::NoSuchProcess { pid })?;
         let stat = proc.stat().map_err(|error| read_error("/proc/PID/stat", pid, error))?;
@@ -89,13 +127,10 @@ impl Process {
         let memory = Memory::new(pid);
         let mut libraries =
             libzmq::find(&files).map_err(|class| Error::UnsupportedTarget { pid, name: name.clone(), what: class })?;
-        if libraries.is_empty() {
-            return Err(libzmq::explain_absence(pid, name, &files));
-        }
         let ignored_libraries = libraries.len().saturating_sub(MAX_LIBRARIES);
         libraries.truncate(MAX_LIBRARIES);
         let errno_offset = errno::offset(&files, &memory);
-        Ok(Self { pid, name, libraries, ignored_libraries, errno_offset, pidfd })
+        Ok((Self { pid, name, libraries, ignored_libraries, errno_offset, pidfd }, files))
     }
 }
 

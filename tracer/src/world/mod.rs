@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use tracer_common::function::Class;
 
 pub use self::names::SocketLabel;
-use crate::event::{Call, Event, Library, Outcome, Start};
+use crate::event::{Call, Event, Library, Outcome, Queues, Snapshot, Start};
 
 /// Closed sockets that are remembered, a process.
 const MAX_CLOSED: usize = 10_000;
@@ -32,6 +32,8 @@ pub struct Process {
     pub name: String,
     /// The libzmq copies in it.
     pub libraries: Vec<Library>,
+    /// What it held when it was last looked into.
+    pub snapshot: Option<Snapshot>,
     threads: HashMap<u32, String>,
     sockets: HashMap<(u64, u32), Socket>,
     /// The latest generation of each address.
@@ -55,7 +57,7 @@ pub struct Socket {
     pub id: Option<u32>,
     /// n-th socket seen in its process, from 1.
     pub ordinal: u32,
-    /// Endpoints that it was seen to bind or connect to and has not left.
+    /// Endpoints that it was found or seen to be bound or connected to, and has not left.
     pub endpoints: Vec<String>,
     /// Messages sent and received, as far as seen.
     pub messages: [u64; 2],
@@ -83,6 +85,8 @@ impl World {
                 socket.socket_type = Some(found.socket_type);
                 socket.id = found.id;
             }
+            Event::Snapshot(snapshot) => self.process_mut(snapshot.pid).found(snapshot),
+            Event::Queues(queues) => self.process_mut(queues.pid).sampled(queues),
             Event::Call(call) => self.apply_call(call),
             Event::InFlight(in_flight) => self.see(&in_flight.call),
             Event::Totals(totals) => {
@@ -99,6 +103,7 @@ impl World {
                 process.newest.clear();
                 process.contexts.clear();
                 process.pollers.clear();
+                process.snapshot = None;
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
             Event::Snapshot(_)
@@ -131,6 +136,11 @@ impl World {
     /// Whether the stream lacks calls, so that what is counted from it is not exact.
     pub fn has_lost_calls(&self) -> bool {
         self.lost_calls
+    }
+
+    /// Every process that was found or seen, by its number.
+    pub fn processes(&self) -> impl Iterator<Item = (u32, &Process)> {
+        self.processes.iter().map(|(pid, process)| (*pid, process))
     }
 
     /// A process that was found or seen.
@@ -226,6 +236,38 @@ impl Process {
             *seen += 1;
             Socket { library, socket_type: None, id: None, ordinal: *seen, endpoints: Vec::new(), messages: [0; 2] }
         })
+    }
+
+    /// What was found in its memory is so, whatever was known before.
+    fn found(&mut self, snapshot: &Snapshot) {
+        for context in &snapshot.contexts {
+            Self::number(&mut self.contexts, &mut self.seen[1], context.handle);
+            for state in &context.sockets {
+                let socket = self.socket_mut(state.handle, state.generation, context.library);
+                socket.socket_type = state.socket_type.or(socket.socket_type);
+                socket.id = state.id.or(socket.id);
+                for found in &state.endpoints {
+                    if !socket.endpoints.contains(&found.endpoint) {
+                        socket.endpoints.push(found.endpoint.clone());
+                    }
+                }
+            }
+        }
+        self.snapshot = Some(snapshot.clone());
+    }
+
+    /// Brings the queues of the snapshot up to date.
+    fn sampled(&mut self, queues: &Queues) {
+        let Some(snapshot) = &mut self.snapshot else { return };
+        let sampled: HashMap<u64, _> = queues.queues.iter().map(|queue| (queue.pipes.handle, queue.pipes)).collect();
+        let sockets = snapshot.contexts.iter_mut().flat_map(|context| &mut context.sockets);
+        for connection in sockets.flat_map(|socket| &mut socket.connections) {
+            if let Some(pipes) = &mut connection.pipes
+                && let Some(now) = sampled.get(&pipes.handle)
+            {
+                *pipes = *now;
+            }
+        }
     }
 
     fn socket_of(&mut self, call: &Call) -> Option<&mut Socket> {

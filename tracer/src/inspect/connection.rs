@@ -1,0 +1,399 @@
+//! What a socket owns: listeners, the sessions of its connections, their engines and connecters.
+//!
+//! A session lives as long as its endpoint is connected (or, of an accepted connection, as long as that); the engine
+//! only as long as a connection is up; between, a connecter makes the next attempt. The fd is the engine's or the
+//! connecter's.
+//!
+//! A socket enters what it owns into its own set only at its next call, so a session is also looked for from the
+//! endpoint that it was made for, and from its engine's poll entry.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::{
+    Detail,
+    context::Reader,
+    cxx,
+    epoll::Entry,
+    image::Object,
+    layouts::{ENGINE_INTERFACE, OBJECT_CTX},
+    pipe::Ends,
+};
+use crate::event::{Connection, ConnectionState, Endpoint, Role, SocketState};
+
+/// Objects of this class tree are not longer than this, up to the last member that is read, in any layout.
+const OWN_BYTES: usize = 1600;
+/// Engines likewise.
+const ENGINE_BYTES: usize = 1712;
+
+/// All that a socket owns.
+#[derive(Debug, Default)]
+pub struct Owned {
+    listeners: Vec<Listener>,
+    /// In the order of libzmq's own set of them.
+    pub sessions: Vec<Session>,
+    /// What was found by its poll entry and leads to no session.
+    alone: Vec<Part>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Listener {
+    address: u64,
+    fd: Option<i32>,
+}
+
+/// One end of a connection, or of the attempts to make it.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its address.
+    pub address: u64,
+    /// The listener that accepted it; `None`: it was connected.
+    listener: Option<u64>,
+    /// Its pipe to the socket, while there is one.
+    pub ends: Option<Ends>,
+    engine: Option<Engine>,
+    /// The connecter, and its fd while an attempt is on.
+    connecter: Option<Option<i32>>,
+}
+
+/// What speaks ZMTP on a fd.
+#[derive(Debug, Clone, Copy)]
+pub struct Engine {
+    fd: i32,
+    is_ready: bool,
+    metadata: Option<u64>,
+}
+
+/// Something with a fd.
+#[derive(Debug)]
+pub enum Part {
+    /// A listener.
+    Listener,
+    /// A connecter whose attempt is on, with its fd.
+    Connecter(i32),
+    /// What speaks ZMTP.
+    Engine(Engine),
+    /// The session of an engine.
+    Session(Box<Session>),
+}
+
+impl Owned {
+    /// Every fd that was found from the socket.
+    pub fn fds(&self) -> Vec<i32> {
+        let listeners = self.listeners.iter().filter_map(|listener| listener.fd);
+        listeners.chain(self.sessions.iter().filter_map(Session::fd)).collect()
+    }
+
+    /// Adds what was found by its poll entry.
+    pub fn add(&mut self, part: Part) {
+        match part {
+            Part::Session(session) => {
+                // One that was read before it had its engine.
+                self.sessions.retain(|known| known.address != session.address);
+                self.sessions.push(*session);
+            }
+            part => self.alone.push(part),
+        }
+    }
+}
+
+impl Session {
+    fn fd(&self) -> Option<i32> {
+        self.engine.map(|engine| engine.fd).or(self.connecter.flatten())
+    }
+
+    /// `None`: it is gone, or comes to life only now.
+    fn state(&self) -> Option<ConnectionState> {
+        match (self.engine, self.connecter, self.listener) {
+            (Some(engine), ..) if engine.is_ready => Some(ConnectionState::Ready),
+            (Some(_), ..) => Some(ConnectionState::Handshake),
+            (None, Some(Some(_)), _) => Some(ConnectionState::Connecting),
+            (None, _, None) => Some(ConnectionState::Waiting),
+            (None, _, Some(_)) => None,
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// What the socket at `handle` owns; `None` when its set of that is being changed.
+    pub fn owned(&self, handle: u64) -> Option<Owned> {
+        let mut owned = Owned::default();
+        let mut children: Vec<u64> = self.endpoints(handle).into_iter().map(|(_, owner)| owner).collect();
+        children.extend(self.set(handle.checked_add(self.layout.own_owned)?)?);
+        children.sort_unstable();
+        children.dedup();
+        for child in children.into_iter().filter_map(|address| self.child(address, handle)) {
+            if let Some(fd) = self.listener(&child, handle) {
+                owned.listeners.push(Listener { address: child.address, fd });
+                for accepted in self.set(child.address + self.layout.own_owned)? {
+                    let Some(session) = self.child(accepted, child.address) else { continue };
+                    owned.sessions.extend(self.session(&session, handle, Some(child.address)));
+                }
+            } else {
+                owned.sessions.extend(self.session(&child, handle, None));
+            }
+        }
+        Some(owned)
+    }
+
+    /// The elements of a `std::set` of pointers.
+    fn set(&self, address: u64) -> Option<Vec<u64>> {
+        let nodes = cxx::tree(self.subject.image, address)?;
+        Some(nodes.into_iter().filter_map(|node| self.subject.image.u64(node + cxx::NODE_VALUE)).collect())
+    }
+
+    /// An object of the context's, owned by `parent`.
+    fn child(&self, address: u64, parent: u64) -> Option<Object> {
+        let child = self.subject.image.object(address, OWN_BYTES).or_else(|| {
+            // The heap may end behind it.
+            self.subject.image.object(address, self.layout.session_socket as usize + 8)
+        })?;
+        let is_ours = child.u64(OBJECT_CTX)? == self.context && child.u64(self.layout.own_owner)? == parent;
+        is_ours.then_some(child)
+    }
+
+    /// If the object is a listener of the socket: its fd, if it has one.
+    fn listener(&self, object: &Object, socket: u64) -> Option<Option<i32>> {
+        let layout = self.layout;
+        let kinds = [
+            (layout.tcp_listener_s, layout.tcp_listener_handle, layout.tcp_listener_socket, layout.tcp_listener_events),
+            (layout.ipc_listener_s, layout.ipc_listener_handle, layout.ipc_listener_socket, layout.ipc_listener_events),
+        ];
+        kinds.into_iter().find_map(|(s, handle, owner, events)| {
+            let fd = object.i32(s)?;
+            let is_listener = object.u64(owner)? == socket
+                && (fd < 0 || self.watches(object.u64(handle)?, fd, object.address + events));
+            is_listener.then_some((fd >= 0).then_some(fd))
+        })
+    }
+
+    /// Whether there is a poll entry at `entry` of this fd and object.
+    fn watches(&self, entry: u64, fd: i32, events: u64) -> bool {
+        let entry = Entry::read(self.subject, entry);
+        entry.is_some_and(|entry| entry.fd == fd && entry.events == events)
+    }
+
+    /// The session, if the object is one of the socket.
+    fn session(&self, session: &Object, socket: u64, listener: Option<u64>) -> Option<Session> {
+        let layout = self.layout;
+        if session.u64(layout.session_socket)? != socket {
+            return None;
+        }
+        let pipe = session.u64(layout.session_pipe)?;
+        let interface = session.u64(layout.session_engine)?;
+        let engine = interface.checked_sub(ENGINE_INTERFACE).and_then(|at| self.engine(at, session.address));
+        let connecter = if interface == 0 { self.connecter(session.address, socket) } else { None };
+        Some(Session {
+            address: session.address,
+            listener,
+            ends: self.ends_of_session(pipe, session.address, socket),
+            engine,
+            connecter,
+        })
+    }
+
+    /// The engine at `address`, if it is one of the session.
+    fn engine(&self, address: u64, session: u64) -> Option<Engine> {
+        let layout = self.layout;
+        let engine = self.engine_object(address)?;
+        if engine.u64(layout.engine_session) == Some(session) {
+            let fd = engine.i32(layout.engine_s)?;
+            return self.watches(engine.u64(layout.engine_handle)?, fd, address).then(|| self.progress(&engine, fd));
+        }
+        let (s, owner) = (layout.udp_s?, layout.udp_session?);
+        let fd = engine.i32(s).filter(|fd| *fd >= 0)?;
+        (engine.u64(owner)? == session).then_some(Engine { fd, is_ready: true, metadata: None })
+    }
+
+    fn engine_object(&self, address: u64) -> Option<Object> {
+        let image = self.subject.image;
+        image.object(address, ENGINE_BYTES).or_else(|| image.object(address, self.layout.engine_socket as usize + 8))
+    }
+
+    /// How far the handshake is: behind the greeting comes the mechanism's part, which ends with the metadata. Peers
+    /// that speak ZMTP 1 or 2, and raw ones, have no mechanism.
+    fn progress(&self, engine: &Object, fd: i32) -> Engine {
+        let layout = self.layout;
+        let word = |offset: u64| engine.u64(offset).filter(|word| *word != 0);
+        let metadata = word(layout.engine_metadata);
+        let has_greeted = engine.bool(layout.engine_handshaking) == Some(false);
+        let is_ready = has_greeted && (metadata.is_some() || word(layout.engine_mechanism).is_none());
+        Engine { fd, is_ready, metadata }
+    }
+
+    /// The connecter that a session owns: its fd while an attempt is on.
+    fn connecter(&self, session: u64, socket: u64) -> Option<Option<i32>> {
+        let layout = self.layout;
+        self.set(session.checked_add(layout.own_owned)?)?.into_iter().find_map(|child| {
+            let child = self.child(child, session)?;
+            if child.u64(layout.connecter_socket)? != socket {
+                return None;
+            }
+            Some(child.i32(layout.connecter_s).filter(|fd| *fd >= 0))
+        })
+    }
+
+    /// What watches a fd, and whose it is, told by the object alone. `is_socket`: whether an address is a socket's.
+    pub fn part(&self, entry: Entry, is_socket: impl Fn(u64) -> bool) -> Option<(u64, Part)> {
+        let layout = self.layout;
+        let Entry { fd, events, .. } = entry;
+        // Up to 4.3.2 engines and connecters keep their fds at the same place: the socket and the entry decide.
+        let owner = |base: u64, s: u64, handle: u64, socket: u64| {
+            let object = events.checked_sub(base)?;
+            let word = |offset: u64| self.subject.image.u64(object.checked_add(offset)?);
+            let socket = word(socket).filter(|socket| is_socket(*socket))?;
+            let is_watched = word(s)? as i32 == fd && word(handle)? == entry.address;
+            is_watched.then_some(socket)
+        };
+        let connecter =
+            owner(layout.connecter_events, layout.connecter_s, layout.connecter_handle, layout.connecter_socket);
+        if let Some(socket) = connecter {
+            return Some((socket, Part::Connecter(fd)));
+        }
+        let listener =
+            owner(layout.tcp_listener_events, layout.tcp_listener_s, layout.tcp_listener_handle, layout.tcp_listener_socket);
+        let listener = listener.or_else(|| {
+            owner(layout.ipc_listener_events, layout.ipc_listener_s, layout.ipc_listener_handle, layout.ipc_listener_socket)
+        });
+        if let Some(socket) = listener {
+            return Some((socket, Part::Listener));
+        }
+        let socket = owner(0, layout.engine_s, layout.engine_handle, layout.engine_socket)?;
+        let engine = self.engine_object(events)?;
+        let session = engine.u64(layout.engine_session).and_then(|session| self.session_of_engine(session, socket));
+        let part = session.map_or_else(|| Part::Engine(self.progress(&engine, fd)), |session| Part::Session(Box::new(session)));
+        Some((socket, part))
+    }
+
+    /// The session at `address`, to whomever it belongs.
+    fn session_of_engine(&self, address: u64, socket: u64) -> Option<Session> {
+        let owner = self.subject.image.u64(address.checked_add(self.layout.own_owner)?)?;
+        let session = self.child(address, owner)?;
+        self.session(&session, socket, (owner != socket).then_some(owner)).filter(|session| session.engine.is_some())
+    }
+
+    /// Adds endpoints and connections to what is said of a socket.
+    pub fn describe(
+        &self,
+        state: &mut SocketState,
+        owned: Owned,
+        inproc: Vec<(Ends, Connection)>,
+        bound: &BTreeMap<Bytes, u64>,
+    ) {
+        let mut endpoints: HashMap<u64, String> = HashMap::new();
+        for (name, owner) in self.endpoints(state.handle) {
+            let name = text(&name);
+            let listener = owned.listeners.iter().find(|listener| listener.address == owner);
+            let session = owned.sessions.iter().find(|session| session.address == owner);
+            let role = if listener.is_some() { Role::Bind } else { Role::Connect };
+            let fd = listener.and_then(|listener| listener.fd).or_else(|| session?.fd());
+            if self.detail == Detail::All {
+                state.endpoints.push(Endpoint { endpoint: name.clone(), role, fd });
+            }
+            endpoints.insert(owner, name);
+        }
+        let mut ends: Vec<Ends> = owned.sessions.iter().filter_map(|session| session.ends).collect();
+        for session in &owned.sessions {
+            if let Some(progress) = session.state() {
+                let endpoint = endpoints.get(&session.listener.unwrap_or(session.address)).cloned();
+                state.connections.push(self.session_connection(session, progress, endpoint));
+            }
+        }
+        state.connections.extend(owned.alone.iter().filter_map(|part| self.lone_connection(part)));
+        for (end, connection) in inproc {
+            if let (Some(endpoint), Some(Role::Connect), Detail::All) =
+                (&connection.endpoint, connection.role, self.detail)
+            {
+                state.endpoints.push(Endpoint { endpoint: endpoint.clone(), role: Role::Connect, fd: None });
+            }
+            ends.push(end);
+            state.connections.push(connection);
+        }
+        if self.detail == Detail::All {
+            let names = bound.iter().filter(|(_, socket)| **socket == state.handle);
+            state.endpoints.extend(names.map(|(name, _)| Endpoint {
+                endpoint: text(name),
+                role: Role::Bind,
+                fd: None,
+            }));
+            state.endpoints.sort_by(|a, b| (a.role, &a.endpoint).cmp(&(b.role, &b.endpoint)));
+            state.bytes_held = self.bytes_held(&ends);
+        }
+        state.connections.sort_by_key(|connection| connection.fd);
+    }
+
+    /// Names of the listeners and sessions that binds and connects made, by their addresses.
+    fn endpoints(&self, socket: u64) -> Vec<(Bytes, u64)> {
+        let nodes = cxx::tree(self.subject.image, socket + self.layout.socket_endpoints).unwrap_or_default();
+        nodes.into_iter().filter_map(|node| self.named(node)).collect()
+    }
+
+    fn session_connection(&self, session: &Session, state: ConnectionState, endpoint: Option<String>) -> Connection {
+        let peer = session.engine.map(|engine| self.peer(engine)).unwrap_or_default();
+        let role = if session.listener.is_some() { Role::Bind } else { Role::Connect };
+        Connection {
+            fd: session.fd(),
+            endpoint,
+            role: Some(role),
+            state: Some(state),
+            peer_type: peer.socket_type,
+            peer_identity: peer.identity.or_else(|| session.ends.and_then(|ends| self.routing_id(ends))),
+            pipes: session.ends.and_then(|ends| self.pipes(ends)),
+            remote: peer.address,
+            ..Connection::default()
+        }
+    }
+
+    fn lone_connection(&self, part: &Part) -> Option<Connection> {
+        let (fd, state, peer) = match part {
+            Part::Listener | Part::Session(_) => return None,
+            Part::Connecter(fd) => (*fd, ConnectionState::Connecting, Peer::default()),
+            Part::Engine(engine) => {
+                let state = if engine.is_ready { ConnectionState::Ready } else { ConnectionState::Handshake };
+                (engine.fd, state, self.peer(*engine))
+            }
+        };
+        Some(Connection {
+            fd: Some(fd),
+            state: Some(state),
+            peer_type: peer.socket_type,
+            peer_identity: peer.identity,
+            remote: peer.address,
+            ..Connection::default()
+        })
+    }
+
+    /// What the peer said of itself in the handshake: a `std::map` of strings.
+    fn peer(&self, engine: Engine) -> Peer {
+        let mut peer = Peer::default();
+        let Some(metadata) = engine.metadata.filter(|_| self.detail == Detail::All) else { return peer };
+        let Some(dictionary) = metadata.checked_add(self.layout.metadata_dict) else { return peer };
+        for node in cxx::tree(self.subject.image, dictionary).unwrap_or_default() {
+            let value_at = cxx::NODE_VALUE + cxx::string_bytes(self.layout.strings);
+            let len = value_at + cxx::string_bytes(self.layout.strings);
+            let Some(object) = self.subject.image.object(node, len as usize) else { continue };
+            let string = |offset| cxx::string(self.subject.image, &object, offset, self.layout.strings);
+            let (Some(name), Some(value)) = (string(cxx::NODE_VALUE), string(value_at)) else { continue };
+            match &name[..] {
+                b"Socket-Type" => peer.socket_type = Some(text(&value)),
+                b"Identity" | b"Routing-Id" if !value.is_empty() => peer.identity = Some(value),
+                b"Peer-Address" => peer.address = Some(text(&value)).filter(|address| !address.is_empty()),
+                _ => {}
+            }
+        }
+        peer
+    }
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    socket_type: Option<String>,
+    identity: Option<Bytes>,
+    address: Option<String>,
+}
+
+/// Text that another process chose, such that a terminal shows it and does nothing else.
+pub fn text(bytes: &[u8]) -> String {
+    crate::target::printable(bytes)
+}

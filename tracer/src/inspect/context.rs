@@ -1,0 +1,215 @@
+//! Contexts: found from what the I/O threads' and the reaper's epolls watch, and read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::{
+    Detail, Look, Subject, TRIES,
+    connection::Owned,
+    cxx,
+    epoll::Entry,
+    fingerprint,
+    layouts::{CTX_SOCKETS_BEHIND_TAG, Layout, OBJECT_CTX, SIGNALER_R, THREAD_EVENTS},
+    vote,
+};
+use crate::event::{Context, SocketState};
+
+/// Marks a context (`ctx_t::check_tag`).
+const CTX_TAG: u32 = 0xabad_cafe;
+/// The tag of a context lies in its first bytes.
+const MAX_TAG_OFFSET: u64 = 256;
+/// A context is not longer than this in any layout.
+const CTX_BYTES: usize = 704;
+
+/// A context that was found.
+pub struct Found {
+    /// Its address.
+    pub address: u64,
+    /// Where its tag is.
+    pub tag: u64,
+    /// Index of its libzmq.
+    pub library: u8,
+}
+
+impl Found {
+    /// The addresses of its sockets.
+    pub fn sockets(&self, subject: &Subject<'_>) -> Option<Vec<u64>> {
+        let sockets = cxx::vector(subject.image, self.address.checked_add(self.tag + CTX_SOCKETS_BEHIND_TAG)?)?;
+        Some(sockets.into_iter().filter(|socket| *socket != 0).collect())
+    }
+}
+
+/// Every context of the process.
+pub fn find(subject: &Subject<'_>, entries: &[Entry]) -> Vec<Found> {
+    let mut contexts: BTreeMap<u64, Found> = BTreeMap::new();
+    for entry in entries {
+        // What it would be if the entry is that of a thread's mailbox.
+        let word = entry.events.checked_sub(THREAD_EVENTS - OBJECT_CTX).and_then(|at| subject.image.u64(at));
+        let Some(address) = word.filter(|address| !contexts.contains_key(address)) else { continue };
+        let Some(tag) = tag_offset(subject, address) else { continue };
+        let table = subject.image.u64(entry.events).and_then(|table| subject.file_at(table));
+        let library = table.and_then(|file| file.library).unwrap_or(0);
+        let found = Found { address, tag, library };
+        if found.sockets(subject).is_some() {
+            contexts.insert(address, found);
+        }
+    }
+    contexts.into_values().collect()
+}
+
+fn tag_offset(subject: &Subject<'_>, context: u64) -> Option<u64> {
+    let head = subject.image.object(context, MAX_TAG_OFFSET as usize)?;
+    (0..MAX_TAG_OFFSET).step_by(4).find(|offset| head.u32(*offset) == Some(CTX_TAG))
+}
+
+/// Reads a context and all that belongs to it.
+pub fn read(subject: &Subject<'_>, entries: &[Entry], found: &Found, detail: Detail, look: &mut Look) {
+    let Some(sockets) = found.sockets(subject) else {
+        look.unread += 1;
+        return;
+    };
+    let version = subject.versions.get(usize::from(found.library)).copied().flatten();
+    let layout = fingerprint::layout(subject, entries, found, &sockets, version);
+    let Some(layout) = layout else {
+        look.contexts.push(unknown(subject, entries, found, &sockets));
+        return;
+    };
+    let mut context = members(subject, found, layout);
+    context.layout = Some(layout.name(version));
+    // After a fork the memory is the parent's, which the child cannot use.
+    if context.owner_pid.is_none_or(|owner| owner == subject.own_pid) {
+        context.sockets = Reader { subject, entries, layout, context: found.address, detail }.sockets(found, sockets, look);
+    }
+    look.contexts.push(context);
+}
+
+/// What the context says of itself.
+fn members(subject: &Subject<'_>, found: &Found, layout: &Layout) -> Context {
+    let object = subject.image.object(found.address, CTX_BYTES);
+    let i32 = |offset: u64| object.as_ref().and_then(|object| object.i32(offset));
+    let bool = |offset: u64| object.as_ref().and_then(|object| object.bool(offset));
+    Context {
+        handle: found.address,
+        library: found.library,
+        layout: None,
+        owner_pid: layout.ctx_pid.and_then(i32).and_then(|pid| u32::try_from(pid).ok()),
+        io_threads: i32(layout.ctx_io_thread_count),
+        max_sockets: i32(layout.ctx_max_sockets),
+        max_msgsz: layout.ctx_max_msgsz.and_then(i32),
+        ipv6: bool(layout.ctx_ipv6),
+        blocky: layout.ctx_blocky.and_then(bool),
+        terminating: bool(layout.ctx_terminating),
+        term_fd: i32(layout.ctx_term_mailbox + layout.mailbox_signaler + SIGNALER_R).filter(|fd| *fd >= 0),
+        sockets: Vec::new(),
+    }
+}
+
+/// What it takes to read the objects of one context.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    /// The process.
+    pub subject: &'a Subject<'a>,
+    /// What its epolls watch.
+    pub entries: &'a [Entry],
+    /// Where this build keeps what.
+    pub layout: &'static Layout,
+    /// The context.
+    pub context: u64,
+    /// How much is wanted.
+    pub detail: Detail,
+}
+
+impl Reader<'_> {
+    /// All sockets with their connections.
+    fn sockets(&self, found: &Found, handles: Vec<u64>, look: &mut Look) -> Vec<SocketState> {
+        let (mut sockets, missing) = self.sockets_and_what_they_own(found, handles);
+        look.unread += missing;
+        self.add_watched(&mut sockets);
+        let names = self.bound_names();
+        let mut inproc = self.inproc(&sockets, &names);
+        let states = sockets.into_iter().map(|(handle, (mut state, owned))| {
+            let inproc = inproc.remove(&handle).unwrap_or_default();
+            self.describe(&mut state, owned, inproc, &names);
+            state
+        });
+        let mut states: Vec<_> = states.collect();
+        states.sort_by_key(|socket| (socket.id, socket.handle));
+        states
+    }
+
+    /// Reads each socket, again and again what changes meanwhile. Also returns how many could not be read.
+    fn sockets_and_what_they_own(&self, found: &Found, handles: Vec<u64>) -> (Sockets, u32) {
+        let mut known: BTreeSet<u64> = handles.into_iter().collect();
+        let mut sockets = Sockets::new();
+        for round in 0..TRIES {
+            if round > 0 {
+                // What could not be read was closed meanwhile, or was being changed.
+                self.subject.image.refresh();
+                known = found.sockets(self.subject).unwrap_or_default().into_iter().collect();
+                sockets.retain(|handle, _| known.contains(handle));
+            }
+            for handle in &known {
+                if !sockets.contains_key(handle)
+                    && let Some(state) = self.socket(*handle)
+                    && let Some(owned) = self.owned(*handle)
+                {
+                    sockets.insert(*handle, (state, owned));
+                }
+            }
+            if sockets.len() == known.len() {
+                break;
+            }
+        }
+        let missing = known.len() - sockets.len();
+        (sockets, missing as u32)
+    }
+
+    /// Engines, listeners and connecters that the walk from the sockets did not reach.
+    fn add_watched(&self, sockets: &mut Sockets) {
+        let mut seen: BTreeSet<i32> = sockets.values().flat_map(|(_, owned)| owned.fds()).collect();
+        for entry in self.entries {
+            if !seen.contains(&entry.fd)
+                && let Some((handle, part)) = self.part(*entry, |handle| sockets.contains_key(&handle))
+                && let Some((_, owned)) = sockets.get_mut(&handle)
+            {
+                seen.insert(entry.fd);
+                owned.add(part);
+            }
+        }
+    }
+
+    /// Names that inproc sockets of the context are bound to, and the sockets.
+    fn bound_names(&self) -> BTreeMap<Bytes, u64> {
+        let nodes = cxx::tree(self.subject.image, self.context + self.layout.ctx_endpoints).unwrap_or_default();
+        nodes.into_iter().filter_map(|node| self.named(node)).collect()
+    }
+
+    /// A node of a map from strings to pointers: both, and what stands behind the pointer is at the returned object.
+    pub fn named(&self, node: u64) -> Option<(Bytes, u64)> {
+        let value = cxx::NODE_VALUE + cxx::string_bytes(self.layout.strings);
+        let object = self.subject.image.object(node, (value + 8) as usize)?;
+        Some((cxx::string(self.subject.image, &object, cxx::NODE_VALUE, self.layout.strings)?, object.u64(value)?))
+    }
+}
+
+/// By address: a socket, and what it owns.
+pub type Sockets = BTreeMap<u64, (SocketState, Owned)>;
+
+/// What can be said of a context whose build is not known.
+fn unknown(subject: &Subject<'_>, entries: &[Entry], found: &Found, sockets: &[u64]) -> Context {
+    let set: BTreeSet<u64> = sockets.iter().copied().collect();
+    let mut states: BTreeMap<u64, SocketState> =
+        set.iter().map(|handle| (*handle, SocketState { handle: *handle, ..SocketState::default() })).collect();
+    for (handle, connection) in vote::connections(subject, entries, &set) {
+        if let Some(state) = states.get_mut(&handle) {
+            state.connections.push(connection);
+        }
+    }
+    Context {
+        handle: found.address,
+        library: found.library,
+        sockets: states.into_values().collect(),
+        ..Context::default()
+    }
+}

@@ -1,0 +1,91 @@
+//! Containers of libstdc++ in another process's memory. Each is read within limits: a count or a pointer that makes no
+//! sense ends it.
+
+use bytes::Bytes;
+
+use super::{
+    image::{Image, Object},
+    layouts::Strings,
+};
+
+/// Elements of a vector or nodes of a tree that are read at most.
+const MAX_ELEMENTS: u64 = 1 << 20;
+/// Bytes of a string that are read at most. Endpoints, topics and names are shorter.
+const MAX_STRING_BYTES: u64 = 4096;
+/// Depth of a balanced tree of [`MAX_ELEMENTS`], twice the logarithm.
+const MAX_DEPTH: usize = 48;
+
+/// The elements of a `std::vector` of pointers.
+pub fn vector(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
+    let [begin, end] = [image.u64(address)?, image.u64(address.checked_add(8)?)?];
+    let bytes = end.checked_sub(begin)?;
+    if bytes % 8 != 0 || bytes / 8 > MAX_ELEMENTS || begin % 8 != 0 {
+        return None;
+    }
+    let elements = image.object(begin, bytes as usize)?;
+    (0..bytes / 8).map(|index| elements.u64(index * 8)).collect()
+}
+
+/// The `std::string` at `offset` of an object.
+pub fn string(image: &Image<'_>, object: &Object, offset: u64, strings: Strings) -> Option<Bytes> {
+    let pointer = object.u64(offset)?;
+    let len = match strings {
+        Strings::Short => object.u64(offset.checked_add(8)?)?,
+        // The size stands three words before the bytes.
+        Strings::CopyOnWrite => image.u64(pointer.checked_sub(24)?)?,
+    };
+    bytes(image, pointer, len)
+}
+
+/// `len` bytes behind a pointer, if that is a length that makes sense.
+pub fn bytes(image: &Image<'_>, pointer: u64, len: u64) -> Option<Bytes> {
+    if len > MAX_STRING_BYTES {
+        return None;
+    }
+    if len == 0 {
+        return Some(Bytes::new());
+    }
+    image.object(pointer, len as usize).and_then(|object| object.bytes(0, len).map(Bytes::copy_from_slice))
+}
+
+/// Bytes of a `std::string` itself.
+pub const fn string_bytes(strings: Strings) -> u64 {
+    match strings {
+        Strings::Short => 32,
+        Strings::CopyOnWrite => 8,
+    }
+}
+
+/// Where the value of a node of a tree begins.
+pub const NODE_VALUE: u64 = 32;
+
+/// The nodes of a `std::map`, `std::set` or their multi kinds, in their order. `None` when the tree is not sound.
+pub fn tree(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
+    // The comparison, then the header {colour, parent (the root), leftmost, rightmost}, then the count.
+    let map = image.object(address, 48)?;
+    let (header, root, count) = (address.checked_add(8)?, map.u64(16)?, map.u64(40)?);
+    if count > MAX_ELEMENTS {
+        return None;
+    }
+    let mut nodes = Vec::new();
+    let mut path = Vec::new();
+    let mut next = root;
+    let mut parent = header;
+    while next != 0 || !path.is_empty() {
+        while next != 0 {
+            let node = image.object(next, NODE_VALUE as usize)?;
+            if node.u64(8)? != parent || path.len() >= MAX_DEPTH {
+                return None;
+            }
+            (parent, next) = (next, node.u64(16)?);
+            path.push((node.address, node.u64(24)?));
+        }
+        let (address, right) = path.pop()?;
+        nodes.push(address);
+        if nodes.len() as u64 > count {
+            return None;
+        }
+        (parent, next) = (address, right);
+    }
+    (nodes.len() as u64 == count).then_some(nodes)
+}

@@ -1,0 +1,271 @@
+//! Pipes: the two queues between a socket and a connection, or between two inproc sockets.
+//!
+//! Each side has a `pipe_t`, which counts the messages that it has written and read. What one has written and the other
+//! has not read is queued: whole messages, exactly.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+
+use super::{
+    connection::text,
+    context::{Reader, Sockets},
+    cxx,
+    image::Object,
+    layouts::{OBJECT_CTX, PIPE_IN, PIPE_OUT},
+};
+use crate::event::{Connection, ConnectionState, Pipes, Role};
+
+/// A `pipe_t` is not longer than this, up to the last member that is read, in any layout.
+const PIPE_BYTES: usize = 240;
+/// `message_pipe_granularity` of libzmq's `config.hpp`: messages in a chunk of a queue.
+const CHUNK_MESSAGES: u64 = 256;
+/// Message parts of one socket whose bytes are summed up; what holds more is not known.
+const MAX_PARTS: u64 = 1 << 18;
+
+/// Types of a `zmq_msg_t`, constant from 4.1 to 4.3.5.
+const TYPE_VSM: u8 = 101;
+const TYPE_LMSG: u8 = 102;
+const TYPE_CMSG: u8 = 104;
+const TYPE_ZCLMSG: u8 = 105;
+
+/// Both sides of a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The socket's.
+    pub socket: u64,
+    /// The session's, or the other socket's.
+    pub other: u64,
+}
+
+impl Reader<'_> {
+    /// The ends of the pipe at `pipe` that belongs to a session of the socket.
+    pub fn ends_of_session(&self, pipe: u64, session: u64, socket: u64) -> Option<Ends> {
+        let layout = self.layout;
+        let other = self.pipe(pipe)?;
+        let ends = self.ends(other.u64(layout.pipe_peer)?)?;
+        let sink = self.pipe(ends.socket)?.u64(layout.pipe_sink)?;
+        let is_sound = ends.other == pipe
+            && other.u64(layout.pipe_sink)? == session + layout.session_pipe_events
+            // The socket sees a new pipe only at its next call.
+            && (sink == 0 || sink == socket + layout.socket_pipe_events);
+        is_sound.then_some(ends)
+    }
+
+    /// The ends of the pipe whose one side is at `socket`: each must know the other.
+    fn ends(&self, socket: u64) -> Option<Ends> {
+        let other = self.pipe(socket)?.u64(self.layout.pipe_peer)?;
+        let back = self.pipe(other)?.u64(self.layout.pipe_peer)?;
+        (back == socket).then_some(Ends { socket, other })
+    }
+
+    fn pipe(&self, address: u64) -> Option<Object> {
+        let pipe = self.subject.image.object(address, PIPE_BYTES)?;
+        (pipe.u64(OBJECT_CTX)? == self.context).then_some(pipe)
+    }
+
+    /// What a pipe counts.
+    pub fn pipes(&self, ends: Ends) -> Option<Pipes> {
+        let layout = self.layout;
+        let (socket, other) = (self.pipe(ends.socket)?, self.pipe(ends.other)?);
+        let mut pipes = Pipes {
+            handle: ends.socket,
+            tx_written: socket.u64(layout.pipe_msgs_written)?,
+            tx_read: other.u64(layout.pipe_msgs_read)?,
+            tx_hwm: socket.i32(layout.pipe_hwm)?,
+            rx_written: other.u64(layout.pipe_msgs_written)?,
+            rx_read: socket.u64(layout.pipe_msgs_read)?,
+            rx_hwm: other.i32(layout.pipe_hwm)?,
+        };
+        // A conflating queue keeps the last message: what it dropped counts as read.
+        if socket.bool(layout.pipe_conflate) == Some(true) {
+            pipes.tx_read = pipes.tx_written - u64::from(self.conflated(socket.u64(PIPE_OUT)?)?).min(pipes.tx_written);
+        }
+        if other.bool(layout.pipe_conflate) == Some(true) {
+            pipes.rx_read = pipes.rx_written - u64::from(self.conflated(other.u64(PIPE_OUT)?)?).min(pipes.rx_written);
+        }
+        Some(pipes)
+    }
+
+    /// Whether a conflating queue holds a message.
+    fn conflated(&self, queue: u64) -> Option<bool> {
+        Some(self.subject.image.array::<1>(queue.checked_add(self.layout.conflate_has_msg)?)?[0] != 0)
+    }
+
+    /// The routing id that a ROUTER gave the peer.
+    pub fn routing_id(&self, ends: Ends) -> Option<Bytes> {
+        const ROUTING_ID_BYTES: usize = 32;
+        let layout = self.layout;
+        let at = ends.socket.checked_add(layout.pipe_routing_id)?;
+        let object = self.subject.image.object(at, ROUTING_ID_BYTES)?;
+        let id = if layout.has_blob_class() {
+            cxx::bytes(self.subject.image, object.u64(0)?, object.u64(8)?)
+        } else {
+            cxx::string(self.subject.image, &object, 0, layout.strings)
+        };
+        id.filter(|id| !id.is_empty())
+    }
+
+    /// The connections of all inproc sockets, by socket, each with the pipe that it is.
+    pub fn inproc(&self, sockets: &Sockets, bound: &BTreeMap<Bytes, u64>) -> HashMap<u64, Vec<(Ends, Connection)>> {
+        let of_sessions: HashSet<u64> = sockets
+            .values()
+            .flat_map(|(_, owned)| &owned.sessions)
+            .filter_map(|session| session.ends)
+            .map(|ends| ends.socket)
+            .collect();
+        let mut connections: HashMap<u64, Vec<(Ends, Connection)>> = HashMap::new();
+        let mut unattached = Vec::new();
+        let mut attached = HashSet::new();
+        for handle in sockets.keys() {
+            let names = self.connected_names(*handle);
+            let pipes = cxx::vector(self.subject.image, handle + self.layout.socket_pipes).unwrap_or_default();
+            for pipe in pipes.into_iter().filter(|pipe| !of_sessions.contains(pipe)) {
+                let Some((ends, peer)) = self.inproc_pipe(pipe, *handle, sockets) else { continue };
+                let name = names.get(&pipe);
+                let role = if name.is_some() { Role::Connect } else { Role::Bind };
+                let bound_socket = name.and_then(|name| bound.get(name)).copied();
+                let peer = peer.or(bound_socket);
+                let state = if peer.is_some() { ConnectionState::Ready } else { ConnectionState::Pending };
+                let connection = Connection {
+                    endpoint: name.map(|name| text(name)),
+                    role: Some(role),
+                    state: Some(state),
+                    peer_handle: peer,
+                    pipes: self.pipes(ends),
+                    ..Connection::default()
+                };
+                attached.insert(ends.socket);
+                unattached.extend(peer.map(|peer| (peer, *handle, ends, connection.endpoint.clone())));
+                connections.entry(*handle).or_default().push((ends, connection));
+            }
+        }
+        // The bound side learns of a connection at its next call: until then only the connecting side has it.
+        for (peer, handle, ends, endpoint) in unattached {
+            if attached.insert(ends.other) {
+                let ends = Ends { socket: ends.other, other: ends.socket };
+                let connection = Connection {
+                    endpoint,
+                    role: Some(Role::Bind),
+                    state: Some(ConnectionState::Ready),
+                    peer_handle: Some(handle),
+                    pipes: self.pipes(ends),
+                    ..Connection::default()
+                };
+                connections.entry(peer).or_default().push((ends, connection));
+            }
+        }
+        self.name_bound_ends(&mut connections);
+        connections
+    }
+
+    /// What a bound side cannot say of itself, its peer does: the endpoint.
+    fn name_bound_ends(&self, connections: &mut HashMap<u64, Vec<(Ends, Connection)>>) {
+        let names: HashMap<u64, Option<String>> = connections
+            .values()
+            .flatten()
+            .filter(|(_, connection)| connection.role == Some(Role::Connect))
+            .map(|(ends, connection)| (ends.other, connection.endpoint.clone()))
+            .collect();
+        for (ends, connection) in connections.values_mut().flatten() {
+            if connection.endpoint.is_none() {
+                connection.endpoint = names.get(&ends.socket).cloned().flatten();
+            }
+        }
+    }
+
+    /// The pipe of an inproc socket, and the socket at its other end where that has taken it.
+    fn inproc_pipe(&self, pipe: u64, socket: u64, sockets: &Sockets) -> Option<(Ends, Option<u64>)> {
+        let layout = self.layout;
+        let ends = self.ends(pipe)?;
+        if self.pipe(pipe)?.u64(layout.pipe_sink)? != socket + layout.socket_pipe_events {
+            return None;
+        }
+        let sink = self.pipe(ends.other)?.u64(layout.pipe_sink)?;
+        let peer = sink.checked_sub(layout.socket_pipe_events).filter(|peer| sockets.contains_key(peer));
+        // A session whose socket is being closed is no inproc peer.
+        (sink == 0 || peer.is_some()).then_some((ends, peer))
+    }
+
+    /// The names that an inproc socket connected to, by its pipe.
+    fn connected_names(&self, socket: u64) -> HashMap<u64, Bytes> {
+        let nodes = cxx::tree(self.subject.image, socket + self.layout.socket_inprocs).unwrap_or_default();
+        nodes.into_iter().filter_map(|node| self.named(node)).map(|(name, pipe)| (pipe, name)).collect()
+    }
+
+    /// Bytes of the messages that wait in these pipes; `None` when that is too much to add up, or unreadable.
+    pub fn bytes_held(&self, ends: &[Ends]) -> Option<u64> {
+        let mut parts_left = MAX_PARTS;
+        let mut bytes = 0u64;
+        for end in ends {
+            let (socket, other) = (self.pipe(end.socket)?, self.pipe(end.other)?);
+            for (pipe, reader_queue) in [(&other, socket.u64(PIPE_IN)?), (&socket, other.u64(PIPE_IN)?)] {
+                let conflates = pipe.bool(self.layout.pipe_conflate) == Some(true);
+                let queue = pipe.u64(PIPE_OUT)?;
+                if queue == 0 || reader_queue != queue {
+                    // One side has given it up.
+                    continue;
+                }
+                bytes = bytes.saturating_add(if conflates {
+                    self.conflated_bytes(queue)?
+                } else {
+                    self.queued_bytes(queue, &mut parts_left)?
+                });
+            }
+        }
+        Some(bytes)
+    }
+
+    /// Bytes in a `ypipe_t`: a list of chunks, from the reader's place to the writer's.
+    fn queued_bytes(&self, queue: u64, parts_left: &mut u64) -> Option<u64> {
+        let layout = self.layout;
+        // The table of virtual functions, then begin_chunk, begin_pos, back_chunk, back_pos.
+        let object = self.subject.image.object(queue, 40)?;
+        let (mut chunk, mut at) = (object.u64(8)?, u64::from(object.u32(16)?));
+        let (last_chunk, last) = (object.u64(24)?, u64::from(object.u32(32)?));
+        let messages_bytes = layout.msg_size * CHUNK_MESSAGES;
+        let mut bytes = 0u64;
+        loop {
+            let end = if chunk == last_chunk { last } else { CHUNK_MESSAGES };
+            if at > end || end > CHUNK_MESSAGES {
+                return None;
+            }
+            *parts_left = parts_left.checked_sub(end - at)?;
+            let messages = self
+                .subject
+                .image
+                .object(chunk.checked_add(at * layout.msg_size)?, ((end - at) * layout.msg_size) as usize)?;
+            for index in 0..end - at {
+                bytes = bytes.saturating_add(self.message_bytes(&messages, index * layout.msg_size)?);
+            }
+            if chunk == last_chunk {
+                return Some(bytes);
+            }
+            // A chunk ends with pointers to its neighbours.
+            *parts_left = parts_left.checked_sub(1)?;
+            chunk = self.subject.image.u64(chunk.checked_add(messages_bytes + 8)?)?;
+            at = 0;
+        }
+    }
+
+    fn conflated_bytes(&self, queue: u64) -> Option<u64> {
+        if !self.conflated(queue)? {
+            return Some(0);
+        }
+        let front = self.subject.image.u64(queue.checked_add(self.layout.conflate_front)?)?;
+        self.message_bytes(&self.subject.image.object(front, self.layout.msg_size as usize)?, 0)
+    }
+
+    /// Bytes of the message at `offset`.
+    fn message_bytes(&self, messages: &Object, offset: u64) -> Option<u64> {
+        let layout = self.layout;
+        let content = offset + layout.msg_content;
+        match messages.u8(offset + layout.msg_type)? {
+            TYPE_VSM => messages.u8(offset + layout.msg_type - 1).map(u64::from),
+            TYPE_LMSG | TYPE_ZCLMSG => self.subject.image.u64(messages.u64(content)?.checked_add(8)?),
+            TYPE_CMSG => messages.u64(content + 8),
+            // Delimiters, and commands of subscriptions.
+            _ => Some(0),
+        }
+    }
+}
