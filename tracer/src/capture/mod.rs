@@ -92,6 +92,18 @@ pub struct Options {
     pub ending: Arc<AtomicBool>,
 }
 
+/// Where events come from.
+pub trait Events {
+    /// The next events, in order; `None` after [`Event::End`].
+    ///
+    /// # Errors
+    /// When the source cannot go on.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Vec<Event>>, Error>>;
+
+    /// Ends the stream at the next [`next`](Self::next).
+    fn stop(&mut self);
+}
+
 /// A running capture.
 pub struct Capture {
     /// Dropped first: the probes come out.
@@ -210,40 +222,6 @@ impl Capture {
     /// What was attached: how many functions, by what kind of link.
     pub fn attached(&self) -> (usize, LinkKind) {
         self.attached
-    }
-
-    /// Ends the capture at the next [`next`](Self::next).
-    pub fn stop(&mut self) {
-        self.ended.get_or_insert(EndReason::Asked);
-    }
-
-    /// The next events, in order; `None` after [`Event::End`].
-    ///
-    /// # Errors
-    /// When the capture cannot go on.
-    pub async fn next(&mut self) -> Result<Option<Vec<Event>>, Error> {
-        loop {
-            if !self.ready.is_empty() {
-                return Ok(Some(std::mem::take(&mut self.ready)));
-            }
-            if self.finished {
-                return Ok(None);
-            }
-            if self.ended.is_some() {
-                self.ending.store(true, Relaxed);
-                self.finish()?;
-                continue;
-            }
-            match self.wait().await? {
-                Wake::Drain => _ = self.drain(false),
-                Wake::Tick => {
-                    self.drain(false);
-                    self.tick(monotonic_ns())?;
-                }
-                Wake::Ended(reason) => self.ended = Some(reason),
-                Wake::TargetEnded(index) => self.target_ended(index),
-            }
-        }
     }
 
     async fn wait(&mut self) -> Result<Wake, Error> {
@@ -455,6 +433,37 @@ impl Capture {
     }
 }
 
+impl Events for Capture {
+    fn stop(&mut self) {
+        self.ended.get_or_insert(EndReason::Asked);
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Event>>, Error> {
+        loop {
+            if !self.ready.is_empty() {
+                return Ok(Some(std::mem::take(&mut self.ready)));
+            }
+            if self.finished {
+                return Ok(None);
+            }
+            if self.ended.is_some() {
+                self.ending.store(true, Relaxed);
+                self.finish()?;
+                continue;
+            }
+            match self.wait().await? {
+                Wake::Drain => _ = self.drain(false),
+                Wake::Tick => {
+                    self.drain(false);
+                    self.tick(monotonic_ns())?;
+                }
+                Wake::Ended(reason) => self.ended = Some(reason),
+                Wake::TargetEnded(index) => self.target_ended(index),
+            }
+        }
+    }
+}
+
 /// What the future yields; where there is none, nothing ever.
 pub(crate) async fn or_never<F: Future>(future: Option<F>) -> F::Output {
     match future {
@@ -528,6 +537,7 @@ fn describe(process: &target::Process, ts_ns: u64) -> Process {
         pid: process.pid,
         name: process.name.clone(),
         libraries: process.libraries.iter().map(library).collect(),
+        is_target: true,
     }
 }
 

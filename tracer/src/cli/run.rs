@@ -12,7 +12,7 @@ use super::args::{ClassName, Common, DEFAULT_CLASSES, Stat, Trace};
 use super::{deadline, say};
 use crate::{
     analysis::{calls::Filter, narrow::Narrow},
-    capture::{Capture, KernelTypes, Options, Programs},
+    capture::{Capture, Events, KernelTypes, Options, Programs},
     error::Error,
     event::{Event, Loss},
     output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
@@ -150,7 +150,7 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
 
 /// Moves events until the stream ends. Returns how many calls came, and what was lost.
 async fn pump(
-    capture: &mut Capture,
+    capture: &mut impl Events,
     report: &mut dyn Report,
     out: &mut Sink,
     common: &Common,

@@ -77,6 +77,18 @@ pub struct Process {
     pub name: String,
     /// The libzmq copies in it; [`Call::library`] is an index.
     pub libraries: Vec<Library>,
+    /// Whether it was asked for; else it is at the other end of a connection.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub is_target: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
+const fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// A libzmq in a process.

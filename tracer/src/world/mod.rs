@@ -30,6 +30,8 @@ pub struct World {
 pub struct Process {
     /// Its name.
     pub name: String,
+    /// Whether it was asked for; else it is at the other end of a connection.
+    pub is_target: bool,
     /// The libzmq copies in it.
     pub libraries: Vec<Library>,
     /// What it held when it was last looked into.
@@ -71,6 +73,7 @@ impl World {
             Event::Process(found) => {
                 let process = self.processes.entry(found.pid).or_default();
                 process.name.clone_from(&found.name);
+                process.is_target = found.is_target;
                 process.libraries.clone_from(&found.libraries);
             }
             Event::Thread(thread) => {
@@ -106,9 +109,7 @@ impl World {
                 process.snapshot = None;
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
-            Event::Snapshot(_)
-            | Event::Queues(_)
-            | Event::ThreadExit(_)
+            Event::ThreadExit(_)
             | Event::ProcessExit(_)
             | Event::Tick(_)
             | Event::End(_) => {}
