@@ -3,6 +3,7 @@
 
 mod elf;
 mod errno;
+pub mod fds;
 mod libzmq;
 mod memory;
 mod privileges;
