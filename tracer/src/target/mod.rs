@@ -6,6 +6,7 @@ mod errno;
 pub mod fds;
 mod libzmq;
 mod memory;
+pub mod net;
 mod privileges;
 mod prologue;
 
