@@ -34,6 +34,8 @@ pub fn test(tree: &Tree, external: bool, arguments: &[String]) -> Result<()> {
     stage("BPF object", || ebpf::check(tree))?;
     stage("workloads", || workloads::prepare(tree, external))?;
     stage("tests", || {
+        // `ip`, for network namespaces.
+        setup::packages(&["iproute2"])?;
         let mut tests = cargo(&tree.root);
         tests.args(["test", "--locked", "--workspace", "--exclude", "tracer-ebpf"]).args(arguments);
         if !external {

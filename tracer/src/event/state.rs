@@ -317,7 +317,7 @@ pub struct KernelSocket {
     pub rtt_us: Option<u32>,
     /// tcp: congestion window, segments.
     pub snd_cwnd: Option<u32>,
-    /// tcp: the peer's receive window, bytes; 0: it does not read. Linux 6.2 and later.
+    /// tcp: the peer's receive window, bytes; 0: it does not read. Linux 5.4 and later.
     pub snd_wnd: Option<u32>,
 }
 

@@ -3,8 +3,10 @@
 
 mod elf;
 mod errno;
+pub mod fds;
 mod libzmq;
 mod memory;
+pub mod net;
 mod privileges;
 mod prologue;
 
