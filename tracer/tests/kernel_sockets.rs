@@ -73,7 +73,7 @@ fn tcp_sockets_have_addresses_states_and_queues() {
         assert!(end.rtt_us.is_some_and(|rtt_us| (1..1_000_000).contains(&rtt_us)), "{end:?}");
         assert!(end.snd_cwnd.is_some_and(|segments| segments > 0), "{end:?}");
         assert!(end.snd_wnd.is_some_and(|bytes| bytes > 0), "{end:?}");
-        assert_eq!(end.to_event().map(|event| event.state), Some("ESTABLISHED".into()));
+        assert_eq!(end.to_event().state, "ESTABLISHED");
 
         let socket = found(&sockets, &listener);
         assert_eq!((socket.state, &socket.local, &socket.remote), ("LISTEN", &at(local), &None));

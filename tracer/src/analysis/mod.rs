@@ -3,5 +3,6 @@
 
 pub mod calls;
 pub mod narrow;
+pub mod queues;
 pub mod stat;
 pub mod topology;

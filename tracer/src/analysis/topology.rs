@@ -54,7 +54,8 @@ impl Topology {
     pub fn peer(&self, snapshot: &Snapshot, connection: &Connection) -> Option<Peer> {
         if let Some(handle) = connection.peer_handle {
             let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
-            let generation = sockets.into_iter().find(|socket| socket.handle == handle).map_or(0, |socket| socket.generation);
+            let generation =
+                sockets.into_iter().find(|socket| socket.handle == handle).map_or(0, |socket| socket.generation);
             return Some(Peer { pid: snapshot.pid, socket: Some((handle, generation)) });
         }
         let by_inode = connection.kernel.as_ref().and_then(|kernel| self.by_inode.get(&kernel.peer_inode?)).copied();

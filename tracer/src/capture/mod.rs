@@ -139,10 +139,34 @@ struct Clock {
     drain: tokio::time::Interval,
     tick: Option<tokio::time::Interval>,
     deadline: Option<Instant>,
+    ending: Ending,
+}
+
+/// Signals that ask us to end.
+struct Ending {
     interrupt: Signal,
     terminate: Signal,
     /// None where `nohup` has it ignored.
     hangup: Option<Signal>,
+}
+
+impl Ending {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: hangup()?,
+        })
+    }
+
+    /// Once one of them has come.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = or_never(self.hangup.as_mut().map(Signal::recv)) => {}
+        }
+    }
 }
 
 /// What happened while we waited.
@@ -210,7 +234,7 @@ impl Capture {
         let now_ns = monotonic_ns();
         capture.ready.push(Event::Start(Start { ts_ns: now_ns, realtime_ns: realtime_ns(), totals: options.totals }));
         for process in processes {
-            capture.ready.push(Event::Process(describe(&process, now_ns)));
+            capture.ready.push(Event::Process(describe(&process, now_ns, true)));
             let pidfd = process.pidfd.try_clone().map_err(|error| runtime_error(&error))?;
             // SAFETY: an owned fd stays open, and the same, for as long as it lives.
             let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(|error| runtime_error(&error.into()))?;
@@ -225,12 +249,10 @@ impl Capture {
     }
 
     async fn wait(&mut self) -> Result<Wake, Error> {
-        let Clock { drain, tick, deadline, interrupt, terminate, hangup } = &mut self.clock;
+        let Clock { drain, tick, deadline, ending } = &mut self.clock;
         let wake = tokio::select! {
             biased;
-            _ = interrupt.recv() => Wake::Ended(EndReason::Asked),
-            _ = terminate.recv() => Wake::Ended(EndReason::Asked),
-            _ = or_never(hangup.as_mut().map(Signal::recv)) => Wake::Ended(EndReason::Asked),
+            () = ending.asked() => Wake::Ended(EndReason::Asked),
             () = or_never(deadline.map(sleep_until)) => Wake::Ended(EndReason::Duration),
             index = first_ended(&self.alive) => Wake::TargetEnded(index),
             _ = or_never(tick.as_mut().map(tokio::time::Interval::tick)) => Wake::Tick,
@@ -492,9 +514,7 @@ impl Clock {
             drain,
             tick,
             deadline: options.duration.map(|duration| Instant::now() + duration),
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: hangup()?,
+            ending: Ending::new()?,
         })
     }
 }
@@ -529,7 +549,7 @@ fn target_config(process: &target::Process) -> TargetConfig {
     config
 }
 
-fn describe(process: &target::Process, ts_ns: u64) -> Process {
+fn describe(process: &target::Process, ts_ns: u64, is_target: bool) -> Process {
     let library =
         |library: &target::Library| Library { path: library.path.display().to_string(), version: library.version };
     Process {
@@ -537,7 +557,7 @@ fn describe(process: &target::Process, ts_ns: u64) -> Process {
         pid: process.pid,
         name: process.name.clone(),
         libraries: process.libraries.iter().map(library).collect(),
-        is_target: true,
+        is_target,
     }
 }
 

@@ -25,6 +25,11 @@ pub enum Command {
     Trace(Trace),
     /// Count calls, errors, time, bytes and messages by socket and call
     Stat(Stat),
+    /// Show contexts, sockets, options, connections with fds and peers, queues, and blocked threads, now
+    ///
+    /// Read from the memory of the process, without a probe and without a stop: also of one that hangs. Needs
+    /// CAP_SYS_PTRACE.
+    Sockets(Sockets),
     /// Print the man page or a shell's completions
     #[command(hide = true)]
     Generate {
@@ -52,6 +57,10 @@ pub struct Trace {
     /// What every command takes.
     #[command(flatten)]
     pub common: Common,
+
+    /// What every command takes that attaches probes.
+    #[command(flatten)]
+    pub attach: Attach,
 
     /// Classes of calls to trace: ctx, socket, endpoint, option, send, recv, poll, proxy, msg, all
     ///
@@ -100,6 +109,10 @@ pub struct Stat {
     #[command(flatten)]
     pub common: Common,
 
+    /// What every command takes that attaches probes.
+    #[command(flatten)]
+    pub attach: Attach,
+
     /// Classes of calls to count: as for trace
     #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',')]
     pub classes: Vec<ClassName>,
@@ -109,13 +122,41 @@ pub struct Stat {
     pub interval: Option<Duration>,
 }
 
+/// `zmqtrace sockets`.
+#[derive(Debug, Args)]
+pub struct Sockets {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Processes to look into
+    #[arg(short, long = "pid", value_name = "PID,...", value_delimiter = ',', required_unless_present = "all", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pids: Vec<u32>,
+
+    /// Every process on the machine that has a ZeroMQ socket
+    #[arg(short, long)]
+    pub all: bool,
+
+    /// All options, all topics and whole stacks, whatever their values
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// Look again and again, such as each 1s
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub watch: Option<Duration>,
+
+    /// Look at the queues again and again, such as each 100ms, and print what moved
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["watch", "dot"])]
+    pub queues: Option<Duration>,
+
+    /// A graph for Graphviz: processes, sockets and who is connected with whom
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub dot: bool,
+}
+
 /// What every command takes.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Processes to attach to
-    #[arg(short, long = "pid", value_name = "PID,...", value_delimiter = ',', required = true, value_parser = clap::value_parser!(u32).range(1..))]
-    pub pids: Vec<u32>,
-
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -132,17 +173,29 @@ pub struct Common {
     #[arg(long = "socket", value_name = "NAME|TYPE")]
     pub sockets: Vec<String>,
 
-    /// Only sockets seen to bind or connect to an endpoint that contains this text
+    /// Only sockets bound or connected to an endpoint that contains this text
     #[arg(long = "endpoint", value_name = "TEXT")]
     pub endpoints: Vec<String>,
 
-    /// Only sockets seen to bind or connect to this port
+    /// Only sockets bound or connected to this port
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
 
     /// No diagnostics but errors, and what was lost
     #[arg(short, long)]
     pub quiet: bool,
+
+    /// Diagnostics of zmqtrace itself and of its BPF side
+    #[arg(long, hide_short_help = true)]
+    pub debug: bool,
+}
+
+/// What every command takes that attaches probes.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Processes to attach to
+    #[arg(short, long = "pid", value_name = "PID,...", value_delimiter = ',', required = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub pids: Vec<u32>,
 
     /// Size of the ring buffer between kernel and zmqtrace, MiB, a power of two
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = ring_mib())]
@@ -151,10 +204,6 @@ pub struct Common {
     /// Kind of link to attach with, instead of the best that the kernel has
     #[arg(long, value_enum, value_name = "KIND", hide_short_help = true)]
     pub link: Option<LinkKind>,
-
-    /// Diagnostics of zmqtrace itself and of its BPF side
-    #[arg(long, hide_short_help = true)]
-    pub debug: bool,
 
     /// Attach programs that do nothing, to measure what the probes alone cost
     #[arg(long, hide = true)]

@@ -8,14 +8,20 @@ use std::{
 
 use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
 
-use super::args::{ClassName, Common, DEFAULT_CLASSES, Stat, Trace};
+use super::args::{Attach, ClassName, Common, DEFAULT_CLASSES, Sockets, Stat, Trace};
 use super::{deadline, say};
 use crate::{
     analysis::{calls::Filter, narrow::Narrow},
-    capture::{Capture, Events, KernelTypes, Options, Programs},
+    capture::{
+        Capture, Events, KernelTypes, Options, Programs,
+        snapshot::{self, Snapshots},
+    },
     error::Error,
     event::{Event, Loss},
-    output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
+    output::{
+        Dot, JsonSockets, JsonStat, JsonTrace, Report, Sink, Sockets as SocketTable, StatTable, Strace, StraceOptions,
+        TimeFormat,
+    },
     target::{self, Process},
     world::World,
 };
@@ -29,7 +35,7 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let classes = classes(&arguments.classes);
     let default_limit = if arguments.hexdump { MAX_DATA_BYTES as u32 } else { DEFAULT_STRING_LIMIT };
     let payload_limit = arguments.string_limit.unwrap_or(default_limit);
-    let options = Options { records: classes.clone(), classes, payload_limit, ..options(common) };
+    let options = Options { records: classes.clone(), classes, payload_limit, ..options(common, &arguments.attach) };
     let successful = match (arguments.successful_only, arguments.failed_only) {
         (true, _) => Some(true),
         (_, true) => Some(false),
@@ -46,7 +52,7 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let look = StraceOptions { time, nanoseconds: arguments.nanoseconds, hexdump: arguments.hexdump };
     let mut report: Box<dyn Report> =
         if common.json { Box::new(JsonTrace::new(filter)) } else { Box::new(Strace::new(filter, look)) };
-    run(common, &options, report.as_mut())
+    run(common, &arguments.attach, &options, report.as_mut())
 }
 
 /// `zmqtrace stat`.
@@ -61,7 +67,7 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
         totals: true,
         payload_limit: 0,
         interval: arguments.interval,
-        ..options(common)
+        ..options(common, &arguments.attach)
     };
     let (narrow, intervals) = (narrow(common), arguments.interval.is_some());
     let mut report: Box<dyn Report> = if common.json {
@@ -69,7 +75,43 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
     } else {
         Box::new(StatTable::new(narrow, intervals))
     };
-    run(common, &options, report.as_mut())
+    run(common, &arguments.attach, &options, report.as_mut())
+}
+
+/// `zmqtrace sockets`.
+pub fn sockets(arguments: &Sockets) -> Result<(), Error> {
+    let common = &arguments.common;
+    if common.debug {
+        Diagnostics::install();
+    }
+    target::check_to_inspect()?;
+    let options = snapshot::Options {
+        pids: arguments.pids.clone(),
+        all: arguments.all,
+        interval: arguments.watch,
+        queues: arguments.queues,
+        duration: common.duration,
+        ending: Arc::default(),
+    };
+    let narrow = narrow(common);
+    let mut report: Box<dyn Report> = match (arguments.dot, common.json) {
+        (true, _) => Box::new(Dot),
+        (_, true) => Box::new(JsonSockets::new(narrow)),
+        _ => Box::new(SocketTable::new(narrow, arguments.verbose, arguments.watch.is_some())),
+    };
+    let mut out = open_output(common)?;
+    runtime()?.block_on(async {
+        let ending = Arc::clone(&options.ending);
+        let mut snapshots = Snapshots::start(options)?;
+        deadline::watch(common.duration, ending);
+        out.begin().map_err(|source| output_error(common, source))?;
+        pump(&mut snapshots, report.as_mut(), &mut out, common).await.map(drop)
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Error::Bpf { action: "set up signals and timers".into(), reason: error.to_string() })
 }
 
 fn classes(typed: &[ClassName]) -> Vec<Class> {
@@ -82,17 +124,17 @@ fn classes(typed: &[ClassName]) -> Vec<Class> {
     classes
 }
 
-fn options(common: &Common) -> Options {
+fn options(common: &Common, attach: &Attach) -> Options {
     Options {
         classes: Vec::new(),
         records: Vec::new(),
         totals: false,
         payload_limit: 0,
-        ring_bytes: common.buffer << 20,
+        ring_bytes: attach.buffer << 20,
         duration: common.duration,
         interval: None,
-        link: common.link,
-        programs: if common.empty_probes { Programs::Empty } else { Programs::Calls },
+        link: attach.link,
+        programs: if attach.empty_probes { Programs::Empty } else { Programs::Calls },
         debug: common.debug,
         ending: Arc::default(),
     }
@@ -107,22 +149,18 @@ fn narrow(common: &Common) -> Narrow {
     }
 }
 
-fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<(), Error> {
+fn run(common: &Common, attach: &Attach, options: &Options, report: &mut dyn Report) -> Result<(), Error> {
     if common.debug {
         Diagnostics::install();
     }
     target::check_privileges()?;
     let kernel_types = KernelTypes::look_up();
-    let mut pids = common.pids.clone();
+    let mut pids = attach.pids.clone();
     pids.sort_unstable();
     pids.dedup();
     let mut processes = pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?;
     let mut out = open_output(common)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::Bpf { action: "set up signals and timers".into(), reason: error.to_string() })?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let described: Vec<_> = processes
             .iter()
             .map(|process| format!("{}[{}]: {}", process.name, process.pid, process.describe_libraries()))
@@ -133,10 +171,6 @@ fn run(common: &Common, options: &Options, report: &mut dyn Report) -> Result<()
         if !common.quiet {
             let (functions, kind) = capture.attached();
             say(format_args!("attached to {}; {functions} functions probed ({kind})", described.join("; ")));
-        }
-        let narrows_endpoints = !common.endpoints.is_empty() || !common.ports.is_empty();
-        if narrows_endpoints && !common.quiet {
-            say("endpoints are known from binds and connects that are seen: sockets bound or connected before cannot match");
         }
         let (calls, loss) = pump(&mut capture, report, &mut out, common).await?;
         // What was lost is said even to those who want no diagnostics.

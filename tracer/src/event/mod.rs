@@ -392,6 +392,8 @@ pub enum EndReason {
     Duration,
     /// All targets have ended.
     TargetsEnded,
+    /// Everything that was asked for was read.
+    Complete,
 }
 
 /// A row of [`FUNCTIONS`]. Saved by name.

@@ -35,8 +35,10 @@ pub struct Context {
     /// The build whose layout fits: a row of the table of layouts. `None`: no known one does, and what is said of
     /// sockets is inferred.
     pub layout: Option<String>,
-    /// The process that made it: another one where it was inherited by a fork, after which it is of no use.
+    /// The process that made it, as that one sees its own number.
     pub owner_pid: Option<u32>,
+    /// Whether that is another process: it was copied by a fork, after which it is of no use.
+    pub inherited: bool,
     /// `ZMQ_IO_THREADS`.
     pub io_threads: Option<i32>,
     /// `ZMQ_MAX_SOCKETS`.
@@ -306,9 +308,9 @@ pub struct KernelSocket {
     /// `ESTABLISHED`, `SYN_SENT`, `LISTEN`, ...
     pub state: String,
     /// Bytes received and not yet read. Of a listener: connections not yet accepted.
-    pub rx_bytes: u32,
+    pub rx_bytes: Option<u32>,
     /// Bytes written and not yet acknowledged. Of a listener: the most connections that may wait.
-    pub tx_bytes: u32,
+    pub tx_bytes: Option<u32>,
     /// tcp: retransmits of the segment that is on its way.
     pub retransmits: Option<u32>,
     /// tcp: segments ever retransmitted.

@@ -251,10 +251,19 @@ impl Reader<'_> {
         if let Some(socket) = connecter {
             return Some((socket, Part::Connecter(fd)));
         }
-        let listener =
-            owner(layout.tcp_listener_events, layout.tcp_listener_s, layout.tcp_listener_handle, layout.tcp_listener_socket);
+        let listener = owner(
+            layout.tcp_listener_events,
+            layout.tcp_listener_s,
+            layout.tcp_listener_handle,
+            layout.tcp_listener_socket,
+        );
         let listener = listener.or_else(|| {
-            owner(layout.ipc_listener_events, layout.ipc_listener_s, layout.ipc_listener_handle, layout.ipc_listener_socket)
+            owner(
+                layout.ipc_listener_events,
+                layout.ipc_listener_s,
+                layout.ipc_listener_handle,
+                layout.ipc_listener_socket,
+            )
         });
         if let Some(socket) = listener {
             return Some((socket, Part::Listener));
@@ -262,7 +271,8 @@ impl Reader<'_> {
         let socket = owner(0, layout.engine_s, layout.engine_handle, layout.engine_socket)?;
         let engine = self.engine_object(events)?;
         let session = engine.u64(layout.engine_session).and_then(|session| self.session_of_engine(session, socket));
-        let part = session.map_or_else(|| Part::Engine(self.progress(&engine, fd)), |session| Part::Session(Box::new(session)));
+        let part = session
+            .map_or_else(|| Part::Engine(self.progress(&engine, fd)), |session| Part::Session(Box::new(session)));
         Some((socket, part))
     }
 

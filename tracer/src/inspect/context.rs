@@ -77,9 +77,10 @@ pub fn read(subject: &Subject<'_>, entries: &[Entry], found: &Found, detail: Det
     };
     let mut context = members(subject, found, layout);
     context.layout = Some(layout.name(version));
-    // After a fork the memory is the parent's, which the child cannot use.
-    if context.owner_pid.is_none_or(|owner| owner == subject.own_pid) {
-        context.sockets = Reader { subject, entries, layout, context: found.address, detail }.sockets(found, sockets, look);
+    context.inherited = context.owner_pid.is_some_and(|owner| owner != subject.own_pid);
+    if !context.inherited {
+        context.sockets =
+            Reader { subject, entries, layout, context: found.address, detail }.sockets(found, sockets, look);
     }
     look.contexts.push(context);
 }
@@ -94,6 +95,7 @@ fn members(subject: &Subject<'_>, found: &Found, layout: &Layout) -> Context {
         library: found.library,
         layout: None,
         owner_pid: layout.ctx_pid.and_then(i32).and_then(|pid| u32::try_from(pid).ok()),
+        inherited: false,
         io_threads: i32(layout.ctx_io_thread_count),
         max_sockets: i32(layout.ctx_max_sockets),
         max_msgsz: layout.ctx_max_msgsz.and_then(i32),

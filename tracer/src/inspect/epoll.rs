@@ -45,7 +45,6 @@ impl Entry {
         let is_entry = itself == address && subject.is_in_file(subject.image.u64(events)?);
         is_entry.then_some(Self { address, fd, events })
     }
-
 }
 
 /// All of libzmq's entries, sorted.

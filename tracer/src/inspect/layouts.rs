@@ -242,7 +242,10 @@ mod tests {
             let version: Version = version.parse().expect("a version");
             let tags: Vec<_> = sockets(version).iter().map(|layout| layout.socket_tag).collect();
             assert!((3..=5).contains(&tags.len()), "{version}: {tags:?}");
-            assert_eq!(all().iter().find(|layout| layout.fits(version)).map(|layout| layout.variant.as_str()), Some(USUAL));
+            assert_eq!(
+                all().iter().find(|layout| layout.fits(version)).map(|layout| layout.variant.as_str()),
+                Some(USUAL)
+            );
         }
         assert_eq!(sockets(Version(3, 2, 5)).len(), 0);
         assert_eq!(message(Version(3, 2, 5)), (0, 0));

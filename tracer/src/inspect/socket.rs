@@ -137,9 +137,7 @@ fn options(layout: &Layout, socket: &Object) -> Options {
         connect_timeout: optional(layout.opt_connect_timeout),
         mechanism: i32(layout.opt_mechanism),
         as_server: i32(layout.opt_as_server).map(|value| value != 0),
-        routing_id: routing_id_size
-            .and_then(|size| socket.bytes(OPT_ROUTING_ID, size))
-            .map(Bytes::copy_from_slice),
+        routing_id: routing_id_size.and_then(|size| socket.bytes(OPT_ROUTING_ID, size)).map(Bytes::copy_from_slice),
         maxmsgsize: socket.u64(layout.opt_maxmsgsize).map(|bytes| bytes as i64),
         backlog: i32(layout.opt_backlog),
         affinity: socket.u64(OPT_AFFINITY),

@@ -42,8 +42,5 @@ struct Voter {
 fn places(subject: &Subject<'_>, entry: &Entry, sockets: &BTreeSet<u64>) -> Vec<(u64, u64)> {
     let words = (0..REACH_BYTES / 8).map(|index| (index * 8, entry.events + index * 8));
     let words = words.map_while(|(offset, at)| Some((offset, subject.image.u64(at)?)));
-    words
-        .skip_while(|(_, word)| *word != entry.address)
-        .filter(|(_, word)| sockets.contains(word))
-        .collect()
+    words.skip_while(|(_, word)| *word != entry.address).filter(|(_, word)| sockets.contains(word)).collect()
 }

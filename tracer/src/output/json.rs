@@ -101,19 +101,22 @@ struct EndObject {
 
 /// What closes every stream of JSON lines.
 #[derive(Debug, Default)]
-struct Closing {
+pub struct Closing {
     loss: Loss,
-    events: u64,
+    /// Objects that the stream has had.
+    pub events: u64,
 }
 
 impl Closing {
-    fn event(&mut self, event: &Event) {
+    /// Takes note of what was lost.
+    pub fn event(&mut self, event: &Event) {
         if let Event::Loss(loss) = event {
             self.loss = *loss;
         }
     }
 
-    fn write(&self, out: &mut Sink, duration_ns: u64, reason: crate::event::EndReason) -> io::Result<()> {
+    /// Writes the last two lines.
+    pub fn write(&self, out: &mut Sink, duration_ns: u64, reason: crate::event::EndReason) -> io::Result<()> {
         let by_reason = self.loss.reasons().into_iter().filter(|(_, count)| *count > 0).collect();
         let lost = LostObject { events: self.loss.total(), by_reason, stragglers: self.loss.stragglers };
         write(out, &Object::Lost(lost))?;
@@ -121,7 +124,8 @@ impl Closing {
     }
 }
 
-fn write(out: &mut Sink, object: &Object<'_>) -> io::Result<()> {
+/// Writes one line.
+pub fn write(out: &mut Sink, object: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, object)?;
     out.write_all(b"\n")
 }

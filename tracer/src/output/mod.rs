@@ -1,9 +1,13 @@
 //! How reports look: strace-like text, tables, JSON lines. Reads analyses and the world, writes bytes.
 
 mod arguments;
+mod dot;
 mod hexdump;
 mod json;
+mod json_sockets;
+mod options;
 mod sink;
+mod sockets;
 mod stat;
 mod strace;
 mod time;
@@ -13,8 +17,11 @@ use std::io;
 use crate::{event::Event, world::World};
 
 pub use self::{
+    dot::Dot,
     json::{JsonStat, JsonTrace},
+    json_sockets::JsonSockets,
     sink::Sink,
+    sockets::Sockets,
     stat::StatTable,
     strace::{Strace, StraceOptions},
     time::TimeFormat,

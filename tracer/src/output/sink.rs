@@ -12,6 +12,8 @@ pub struct Sink {
     writer: Writer,
     /// Whether to colour: only a terminal, and only if NO_COLOR is not set.
     pub colour: bool,
+    /// Columns of the terminal that it is; `None`: any width will do.
+    pub width: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -27,7 +29,8 @@ impl Sink {
     pub fn stdout() -> Self {
         let stdout = io::stdout().lock();
         let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { writer: Writer::Stdout(BufWriter::with_capacity(BUFFER_BYTES, stdout)), colour }
+        let width = terminal_size::terminal_size_of(&stdout).map(|(width, _)| width.0);
+        Self { writer: Writer::Stdout(BufWriter::with_capacity(BUFFER_BYTES, stdout)), colour, width }
     }
 
     /// A file, which is made if need be, and left as it is until [`begin`](Self::begin).
@@ -36,7 +39,7 @@ impl Sink {
     /// When it cannot be opened.
     pub fn file(path: &Path) -> io::Result<Self> {
         let file = File::options().write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { writer: Writer::File(BufWriter::with_capacity(BUFFER_BYTES, file)), colour: false })
+        Ok(Self { writer: Writer::File(BufWriter::with_capacity(BUFFER_BYTES, file)), colour: false, width: None })
     }
 }
 

@@ -25,7 +25,7 @@ use procfs::process::{MMPermissions, MMapPath, Process as ProcFs};
 use tracer_common::limits::MAX_LIBRARIES;
 
 use self::elf::Elf;
-pub use self::privileges::check as check_privileges;
+pub use self::privileges::{check as check_privileges, check_to_inspect};
 pub use self::{
     libzmq::{Library, Probe, Version},
     memory::Memory,
@@ -136,6 +136,13 @@ impl Process {
     }
 }
 
+/// Every process that holds an epoll, ascending: libzmq cannot do without. Ours is left out.
+pub fn with_event_polls() -> Vec<(u32, fds::Fds)> {
+    let own = std::process::id();
+    let fds = fds::pids().into_iter().filter(|pid| *pid != own).filter_map(|pid| Some((pid, fds::fds(pid).ok()?)));
+    fds.filter(|(_, fds)| !fds.event_polls.is_empty()).collect()
+}
+
 /// The page that the kernel maps into a process when it is first probed, and that return addresses point to
 /// while their return probes are pending.
 pub fn trampoline(pid: u32) -> Option<u64> {
@@ -175,6 +182,23 @@ fn open_pidfd(pid: u32) -> Result<OwnedFd, Error> {
 fn thread_group(tid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+/// Why nothing of ZeroMQ was found in a process.
+pub fn absence(pid: u32) -> Error {
+    match Process::look_into(pid) {
+        Ok((process, files)) => libzmq::explain_absence(pid, process.name, &files),
+        Err(error) => error,
+    }
+}
+
+/// Why a process could not be looked into.
+pub fn look_error(pid: u32, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Error::NoSuchProcess { pid },
+        Some(libc::EACCES | libc::EPERM) => not_permitted(error),
+        _ => Error::Read { what: "the fds", pid, source: error },
+    }
 }
 
 /// The target's mappings may not be seen.

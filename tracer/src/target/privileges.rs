@@ -31,6 +31,11 @@ pub fn check() -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses when other processes may not be looked into. Reading memory needs no more than that.
+pub fn check_to_inspect() -> Result<(), Error> {
+    if may_look_into_processes() { Ok(()) } else { Err(Error::NotPermitted { missing: "CAP_SYS_PTRACE".into() }) }
+}
+
 /// Our capabilities, as a set.
 fn effective() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -109,10 +109,7 @@ impl World {
                 process.snapshot = None;
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
-            Event::ThreadExit(_)
-            | Event::ProcessExit(_)
-            | Event::Tick(_)
-            | Event::End(_) => {}
+            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
     }
 

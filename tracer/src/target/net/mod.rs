@@ -82,20 +82,20 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// As events have it; `None` where its queues are not known (some of those from `/proc`).
-    pub fn to_event(&self) -> Option<KernelSocket> {
-        Some(KernelSocket {
+    /// As events have it.
+    pub fn to_event(&self) -> KernelSocket {
+        KernelSocket {
             inode: self.inode,
             peer_inode: self.peer_inode,
             state: self.state.into(),
-            rx_bytes: self.rx_bytes?,
-            tx_bytes: self.tx_bytes?,
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
             retransmits: self.retransmits,
             total_retransmits: self.total_retransmits,
             rtt_us: self.rtt_us,
             snd_cwnd: self.snd_cwnd,
             snd_wnd: self.snd_wnd,
-        })
+        }
     }
 
     /// Whether it waits for connections.

@@ -1,0 +1,501 @@
+//! The table of `sockets`: what a person reads at three in the morning.
+
+use std::io::{self, Write};
+
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+
+use super::{Report, Sink, arguments::escaped, options, time::duration};
+use crate::{
+    analysis::{
+        narrow::Narrow,
+        queues::{Flow, Flows},
+        topology::{Topology, peer_name},
+    },
+    event::{
+        Blocked, Connection, ConnectionState, Context, Endpoint, Event, Frame, KernelSocket, Mapping, Role, Snapshot,
+        SocketState,
+    },
+    world::{Process, World},
+};
+
+/// Topics that are shown of a socket, unless all are asked for.
+const MAX_TOPICS: usize = 8;
+/// Functions that are shown of a stack, likewise.
+const MAX_FUNCTIONS: usize = 4;
+/// The least that a name is cut to.
+const LEAST_NAME: usize = 12;
+
+/// The report.
+#[derive(Debug)]
+pub struct Sockets {
+    narrow: Narrow,
+    /// Everything: all options, topics and stacks.
+    verbose: bool,
+    /// Looks come again and again.
+    watching: bool,
+    flows: Flows,
+}
+
+impl Sockets {
+    /// Shows what `narrow` leaves, at each look; with `verbose`, everything of it.
+    pub fn new(narrow: Narrow, verbose: bool, watching: bool) -> Self {
+        Self { narrow, verbose, watching, flows: Flows::default() }
+    }
+}
+
+impl Report for Sockets {
+    fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()> {
+        let flows = self.flows.event(event);
+        for flow in &flows {
+            if flow.has_moved() && self.narrow.admits_socket(world.socket(flow.pid, flow.handle, flow.generation)) {
+                write_flow(world, flow, out)?;
+            }
+        }
+        match event {
+            Event::Tick(tick) => {
+                if self.watching {
+                    if out.colour {
+                        // To the top, and clear.
+                        write!(out, "\x1b[H\x1b[2J")?;
+                    } else {
+                        let at_s = tick.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
+                        writeln!(out, "--- at {at_s:.1} s")?;
+                    }
+                }
+                self.write_all(world, out)?;
+                out.flush()
+            }
+            Event::ProcessExit(exit) if world.process(exit.pid).is_some_and(|process| process.is_target) => {
+                let name = world.process(exit.pid).map_or("?", |process| &process.name);
+                writeln!(out, "+++ {name}[{}] ended +++", exit.pid)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Sockets {
+    fn write_all(&self, world: &World, out: &mut Sink) -> io::Result<()> {
+        let topology = Topology::new(world);
+        let mut first = true;
+        for (pid, process) in world.processes().filter(|(_, process)| process.is_target) {
+            let Some(snapshot) = &process.snapshot else { continue };
+            if !std::mem::take(&mut first) {
+                writeln!(out)?;
+            }
+            let lines = self.process(world, &topology, pid, process, snapshot);
+            write_lines(&lines, out)?;
+        }
+        if first {
+            writeln!(out, "no process with a ZeroMQ socket")?;
+        }
+        Ok(())
+    }
+
+    fn process(
+        &self,
+        world: &World,
+        topology: &Topology,
+        pid: u32,
+        process: &Process,
+        snapshot: &Snapshot,
+    ) -> Vec<Line> {
+        let sockets: usize = snapshot.contexts.iter().map(|context| context.sockets.len()).sum();
+        let libraries: Vec<_> = process
+            .libraries
+            .iter()
+            .map(|library| {
+                let version =
+                    library.version.map_or_else(|| "of unknown version".into(), |version| version.to_string());
+                let file = library.path.rsplit('/').next().unwrap_or(&library.path);
+                format!("libzmq {version} ({file})")
+            })
+            .collect();
+        let libraries = if libraries.is_empty() { "libzmq without symbols".into() } else { libraries.join(", ") };
+        let mut lines = vec![Line::Note(format!("{}[{pid}]: {libraries}, {}", process.name, count(sockets, "socket")))];
+        if snapshot.unread > 0 {
+            let objects = count(snapshot.unread as usize, "object");
+            lines
+                .push(Line::Note(format!("{objects} changed too fast to be read and may be missing here: look again")));
+        }
+        for context in &snapshot.contexts {
+            lines.push(Line::Note(describe_context(world, pid, context)));
+            let view = View { world, topology, pid, snapshot, context, verbose: self.verbose };
+            lines.extend(
+                snapshot
+                    .blocked
+                    .iter()
+                    .filter(|blocked| blocked.context == Some(context.handle))
+                    .map(|blocked| Line::Note(format!("  {}", view.describe_blocked(blocked)))),
+            );
+            let admitted: Vec<_> = context
+                .sockets
+                .iter()
+                .filter(|socket| self.narrow.admits_socket(world.socket(pid, socket.handle, socket.generation)))
+                .collect();
+            if !admitted.is_empty() {
+                lines.push(Line::Row(HEADINGS.map(String::from)));
+            }
+            lines.extend(admitted.into_iter().flat_map(|socket| view.socket(socket)));
+        }
+        lines
+    }
+}
+
+/// `1 socket`, `2 sockets`.
+fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+fn describe_context(world: &World, pid: u32, context: &Context) -> String {
+    let name = world.context_name(pid, context.handle);
+    let mut facts = Vec::new();
+    if let Some(owner) = context.owner_pid.filter(|_| context.inherited) {
+        return format!("{name}: inherited by fork from process {owner}, and of no use here");
+    }
+    if context.layout.is_none() {
+        facts.push("a build of libzmq that is not known: what is shown is inferred".into());
+    }
+    if let Some(threads) = context.io_threads {
+        facts.push(count(threads.max(0) as usize, "I/O thread"));
+    }
+    if let Some(most) = context.max_sockets {
+        facts.push(format!("{} of at most {most} sockets", context.sockets.len()));
+    }
+    if context.ipv6 == Some(true) {
+        facts.push("ipv6".into());
+    }
+    if context.blocky == Some(false) {
+        facts.push("not blocky".into());
+    }
+    if let Some(bytes) = context.max_msgsz.filter(|bytes| *bytes != i32::MAX) {
+        facts.push(format!("messages of at most {bytes} bytes"));
+    }
+    if context.terminating == Some(true) {
+        let open = context.sockets.iter().filter(|socket| !socket.closing).count();
+        facts.push(match open {
+            0 => "terminating".into(),
+            open => format!(
+                "terminating, but {} open",
+                if open == 1 { "1 socket is".into() } else { format!("{open} sockets are") }
+            ),
+        });
+    }
+    format!("{name}: {}", facts.join(", "))
+}
+
+const HEADINGS: [&str; COLUMNS] = ["SOCKET", "ENDPOINT", "FD", "STATE", "PEER", "TO SEND", "TO RECV", "KERNEL"];
+const COLUMNS: usize = 8;
+const ENDPOINT: usize = 1;
+const FD: usize = 2;
+const PEER: usize = 4;
+const KERNEL: usize = 7;
+
+/// What is written.
+enum Line {
+    /// Across the table.
+    Note(String),
+    /// Of the table.
+    Row([String; COLUMNS]),
+}
+
+/// What a socket is seen with.
+struct View<'a> {
+    world: &'a World,
+    topology: &'a Topology,
+    pid: u32,
+    snapshot: &'a Snapshot,
+    context: &'a Context,
+    verbose: bool,
+}
+
+impl View<'_> {
+    fn socket(&self, socket: &SocketState) -> Vec<Line> {
+        let mut name = self.name(socket);
+        let mut lines = Vec::new();
+        let mut row = |cells: [String; COLUMNS - 1]| {
+            let mut all = [const { String::new() }; COLUMNS];
+            all[0] = std::mem::take(&mut name);
+            all[1..].clone_from_slice(&cells);
+            lines.push(Line::Row(all));
+        };
+        let mut shown = vec![false; socket.connections.len()];
+        for endpoint in &socket.endpoints {
+            let own: Vec<usize> = (0..socket.connections.len())
+                .filter(|index| !shown[*index] && belongs(&socket.connections[*index], endpoint))
+                .collect();
+            let text = format!("{} {}", role_word(endpoint.role), endpoint.endpoint);
+            let merged = if endpoint.role == Role::Connect { own.first().copied() } else { None };
+            match merged {
+                Some(index) => {
+                    shown[index] = true;
+                    row(self.connection(&socket.connections[index], text));
+                }
+                None => row(bare(text, endpoint)),
+            }
+            for index in own.into_iter().filter(|_| endpoint.role == Role::Bind) {
+                shown[index] = true;
+                let connection = &socket.connections[index];
+                row(self.connection(connection, format!("  from {}", other_address(connection))));
+            }
+        }
+        for (connection, _) in socket.connections.iter().zip(&shown).filter(|(_, shown)| !**shown) {
+            let text = match (&connection.endpoint, connection.role) {
+                (Some(endpoint), Some(role)) => format!("{} {endpoint}", role_word(role)),
+                (None, Some(Role::Bind)) => format!("  from {}", other_address(connection)),
+                _ => other_address(connection).to_owned(),
+            };
+            row(self.connection(connection, text));
+        }
+        if socket.endpoints.is_empty() && socket.connections.is_empty() {
+            row(bare("-".into(), &Endpoint { endpoint: String::new(), role: Role::Connect, fd: None }));
+        }
+        lines.extend(self.notes(socket).into_iter().map(|note| Line::Note(format!("        {note}"))));
+        lines
+    }
+
+    fn name(&self, socket: &SocketState) -> String {
+        self.world.socket_name(self.pid, socket.handle, socket.generation).unwrap_or_default()
+    }
+
+    fn connection(&self, connection: &Connection, text: String) -> [String; COLUMNS - 1] {
+        let peer = self.topology.peer(self.snapshot, connection);
+        let peer = peer.map(|peer| peer_name(self.world, peer, self.pid)).or_else(|| connection.peer_type.clone());
+        let identity =
+            connection.peer_identity.as_deref().map(|id| format!(" \"{}\"", escaped(id))).unwrap_or_default();
+        let mut state = connection.state.map_or("?", ConnectionState::word).to_owned();
+        if connection.mapping == Mapping::Inferred {
+            state.push_str(" (inferred)");
+        }
+        let queue = |depth: Option<(u64, i32)>| match depth {
+            None => String::new(),
+            Some((depth, 0)) => format!("{depth}/no limit"),
+            Some((depth, hwm)) => format!("{depth}/{hwm}{}", if depth >= hwm as u64 { " FULL" } else { "" }),
+        };
+        let pipes = connection.pipes;
+        [
+            text,
+            connection.fd.map(|fd| fd.to_string()).unwrap_or_default(),
+            state,
+            format!("{}{identity}", peer.unwrap_or_default()),
+            queue(pipes.map(|pipes| (pipes.tx_queue(), pipes.tx_hwm))),
+            queue(pipes.map(|pipes| (pipes.rx_queue(), pipes.rx_hwm))),
+            connection.kernel.as_ref().map(describe_kernel).unwrap_or_default(),
+        ]
+    }
+
+    /// What is to be said of a socket besides its connections.
+    fn notes(&self, socket: &SocketState) -> Vec<String> {
+        let mut notes = Vec::new();
+        let options = options::of(socket).into_iter().filter(|option| self.verbose || !option.is_default());
+        let options: Vec<_> = options.map(|option| option.to_string()).collect();
+        if !options.is_empty() {
+            notes.push(options.join(" "));
+        }
+        if let Some(subscriptions) = &socket.subscriptions {
+            let most = if self.verbose { usize::MAX } else { MAX_TOPICS };
+            let topics: Vec<_> =
+                subscriptions.topics.iter().take(most).map(|topic| format!("\"{}\"", escaped(&topic.0))).collect();
+            let more = subscriptions.topics.len().saturating_sub(most) as u64 + subscriptions.more;
+            notes.push(match (topics.is_empty(), more) {
+                (true, _) => "subscribed to NOTHING".into(),
+                (false, 0) => format!("subscribed to {}", topics.join(", ")),
+                (false, more) => format!("subscribed to {} and {more} more", topics.join(", ")),
+            });
+        }
+        if let Some(bytes) = socket.bytes_held.filter(|bytes| *bytes > 0) {
+            notes.push(format!("holds {bytes} bytes in its queues"));
+        }
+        if let Some(monitor) = &socket.monitor {
+            let name = self.world.newest_socket_name(self.pid, monitor.handle).unwrap_or_default();
+            notes.push(format!("monitored through {name}"));
+        }
+        if self
+            .context
+            .sockets
+            .iter()
+            .any(|other| other.monitor.as_ref().is_some_and(|monitor| monitor.handle == socket.handle))
+        {
+            notes.push("libzmq's own: sends the events of a monitor".into());
+        }
+        if socket.closing {
+            notes.push("closed by the program; libzmq still has to end its connections".into());
+        }
+        let blocked = self.snapshot.blocked.iter().filter(|blocked| blocked.sockets.contains(&socket.handle));
+        notes.extend(
+            blocked.flat_map(|blocked| self.describe_blocked(blocked).lines().map(str::to_owned).collect::<Vec<_>>()),
+        );
+        notes
+    }
+
+    fn describe_blocked(&self, blocked: &Blocked) -> String {
+        let call = blocked.call.map_or("a call", |call| call.row().name);
+        let since = blocked.since_ns.map(|since_ns| self.snapshot.ts_ns.saturating_sub(since_ns));
+        let since = since.map(|ns| format!(" for {}", duration(ns))).unwrap_or_default();
+        let mut text = format!("BLOCKED: {}[{}/{}] in {call}{since}", blocked.thread, self.pid, blocked.tid);
+        let frames = if blocked.python.is_empty() { &blocked.stack.frames } else { &blocked.python };
+        if self.verbose {
+            for frame in &blocked.stack.frames {
+                text.push_str(&format!("\n  {}", describe_frame(frame)));
+            }
+            if blocked.stack.truncated {
+                text.push_str("\n  ... (the rest of the stack could not be read)");
+            }
+            for frame in &blocked.python {
+                text.push_str(&format!("\n  {} (Python)", describe_frame(frame)));
+            }
+        } else {
+            let of_program = frames.iter().filter(|frame| !is_libzmqs(frame));
+            let functions: Vec<_> = of_program.filter_map(|frame| frame.function.clone()).take(MAX_FUNCTIONS).collect();
+            if !functions.is_empty() {
+                text.push_str(&format!(", called by {}", functions.join(" < ")));
+            }
+        }
+        text
+    }
+}
+
+/// Whether a frame is libzmq's or the C library's, and of no interest to the program's author.
+fn is_libzmqs(frame: &Frame) -> bool {
+    let file = frame.module.as_deref().and_then(|module| module.rsplit('/').next()).unwrap_or_default();
+    let function = frame.function.as_deref().unwrap_or_default();
+    file.starts_with("libzmq") || file.starts_with("libc.so") || function.starts_with("zmq")
+}
+
+fn describe_frame(frame: &Frame) -> String {
+    let function = frame.function.clone().unwrap_or_else(|| format!("{:#x}", frame.address));
+    let place = match (&frame.file, frame.line) {
+        (Some(file), Some(line)) => format!(" at {file}:{line}"),
+        (Some(file), None) => format!(" at {file}"),
+        _ => frame.module.as_ref().map(|module| format!(" in {module}")).unwrap_or_default(),
+    };
+    format!("{function}{place}")
+}
+
+fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Bind => "bind",
+        Role::Connect => "connect",
+    }
+}
+
+fn belongs(connection: &Connection, endpoint: &Endpoint) -> bool {
+    connection.role == Some(endpoint.role) && connection.endpoint.as_ref() == Some(&endpoint.endpoint)
+}
+
+fn other_address(connection: &Connection) -> &str {
+    connection.remote.as_deref().filter(|remote| !remote.is_empty()).unwrap_or("(unnamed)")
+}
+
+/// An endpoint without a connection of its own.
+fn bare(text: String, endpoint: &Endpoint) -> [String; COLUMNS - 1] {
+    let mut cells = [const { String::new() }; COLUMNS - 1];
+    cells[0] = text;
+    cells[1] = endpoint.fd.map(|fd| fd.to_string()).unwrap_or_default();
+    if endpoint.role == Role::Bind {
+        cells[2] = "listening".into();
+    }
+    cells
+}
+
+/// Only what is not as it should be.
+fn describe_kernel(kernel: &KernelSocket) -> String {
+    let mut facts = Vec::new();
+    if kernel.state != "ESTABLISHED" {
+        facts.push(kernel.state.clone());
+    }
+    let bytes =
+        |name: &str, bytes: Option<u32>| bytes.filter(|bytes| *bytes > 0).map(|bytes| format!("{name} {bytes} B"));
+    facts.extend(bytes("tx", kernel.tx_bytes));
+    facts.extend(bytes("rx", kernel.rx_bytes));
+    facts.extend(kernel.retransmits.filter(|count| *count > 0).map(|count| count_of(count, "retransmit")));
+    if kernel.snd_wnd == Some(0) && kernel.tx_bytes.is_some_and(|bytes| bytes > 0) {
+        facts.push("window 0".into());
+    }
+    facts.join(", ")
+}
+
+fn count_of(number: u32, thing: &str) -> String {
+    count(number as usize, thing)
+}
+
+/// Rows aligned, notes between them; names are cut where the terminal is too narrow.
+fn write_lines(lines: &[Line], out: &mut Sink) -> io::Result<()> {
+    let mut rows: Vec<[String; COLUMNS]> = lines
+        .iter()
+        .filter_map(|line| match line {
+            Line::Row(cells) => Some(cells.clone()),
+            Line::Note(_) => None,
+        })
+        .collect();
+    if let Some(width) = out.width {
+        fit(&mut rows, usize::from(width));
+    }
+    let mut table = Table::new();
+    table.load_preset(NOTHING).add_rows(&rows);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index == FD {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = table.lines();
+    for line in lines {
+        match line {
+            Line::Note(note) => writeln!(out, "{note}")?,
+            Line::Row(_) => writeln!(out, "{}", text.next().unwrap_or_default().trim_end())?,
+        }
+    }
+    Ok(())
+}
+
+/// Cuts what is too wide: first the kernel's column goes, last the names are cut.
+fn fit(rows: &mut [[String; COLUMNS]], width: usize) {
+    let widths = |rows: &[[String; COLUMNS]]| {
+        let mut widths = [0; COLUMNS];
+        for row in rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count() + 2);
+            }
+        }
+        widths
+    };
+    let total = |rows: &[[String; COLUMNS]]| widths(rows).iter().sum::<usize>();
+    if total(rows) > width {
+        rows.iter_mut().for_each(|row| row[KERNEL].clear());
+    }
+    for column in [PEER, ENDPOINT] {
+        let excess = total(rows).saturating_sub(width);
+        let most = widths(rows)[column].saturating_sub(2 + excess).max(LEAST_NAME);
+        if excess > 0 {
+            rows.iter_mut().for_each(|row| cut(&mut row[column], most));
+        }
+    }
+}
+
+fn cut(text: &mut String, most: usize) {
+    if text.chars().count() > most {
+        *text = text.chars().take(most.saturating_sub(1)).chain(['…']).collect();
+    }
+}
+
+/// A queue that moved since the last sample.
+fn write_flow(world: &World, flow: &Flow, out: &mut Sink) -> io::Result<()> {
+    let name = world.socket_name(flow.pid, flow.handle, flow.generation).unwrap_or_default();
+    let process = world.process(flow.pid).map_or("?", |process| &process.name);
+    let at_s = flow.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
+    let fd = flow.fd.map(|fd| format!(" fd {fd}")).unwrap_or_default();
+    let direction = |word: &str, depth: u64, hwm: i32, written: u64, read: u64| match (depth, written, read) {
+        (0, 0, 0) => String::new(),
+        _ if hwm == 0 => format!(", {word} {depth} (+{written} -{read})"),
+        _ => format!(", {word} {depth}/{hwm} (+{written} -{read})"),
+    };
+    let pipes = flow.pipes;
+    writeln!(
+        out,
+        "{at_s:.3} {process}[{}] {name}{fd}{}{}",
+        flow.pid,
+        direction("to send", pipes.tx_queue(), pipes.tx_hwm, flow.tx_written, flow.tx_read),
+        direction("to recv", pipes.rx_queue(), pipes.rx_hwm, flow.rx_written, flow.rx_read),
+    )
+}
