@@ -1,7 +1,7 @@
 //! What moved through the queues between two samples of them. This also counts what no call shows: the messages that
 //! `zmq_proxy` moves.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::event::{Event, Pipes, Queues, Snapshot};
 
@@ -102,6 +102,59 @@ impl Pipes {
             && self.tx_read <= now.tx_read
             && self.rx_written <= now.rx_written
             && self.rx_read <= now.rx_read
+    }
+}
+
+/// What moved through a socket's queues, and how full they were, over all samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Messages that the socket has sent, whoever called for it.
+    pub sent: u64,
+    /// Messages that it has received, likewise.
+    pub received: u64,
+    /// The most that waited to be sent on one connection, and that one's high-water mark.
+    pub most_to_send: (u64, i32),
+    /// The most that waited to be received on one connection, and that one's high-water mark.
+    pub most_to_receive: (u64, i32),
+    /// What waits to be sent now, on all connections.
+    pub to_send: u64,
+    /// What waits to be received now, on all connections.
+    pub to_receive: u64,
+    sampled_ns: u64,
+}
+
+/// Sums up the samples by socket: process, address, generation.
+#[derive(Debug, Default)]
+pub struct MovedBySocket {
+    flows: Flows,
+    sockets: BTreeMap<(u32, u64, u32), Moved>,
+}
+
+impl MovedBySocket {
+    /// Takes in the next event.
+    pub fn event(&mut self, event: &Event) {
+        for flow in self.flows.event(event) {
+            let moved = self.sockets.entry((flow.pid, flow.handle, flow.generation)).or_default();
+            if moved.sampled_ns != flow.ts_ns {
+                *moved = Moved { to_send: 0, to_receive: 0, sampled_ns: flow.ts_ns, ..*moved };
+            }
+            let pipes = flow.pipes;
+            moved.sent += flow.tx_written;
+            moved.received += flow.rx_read;
+            moved.to_send += pipes.tx_queue();
+            moved.to_receive += pipes.rx_queue();
+            if pipes.tx_queue() >= moved.most_to_send.0 {
+                moved.most_to_send = (pipes.tx_queue(), pipes.tx_hwm);
+            }
+            if pipes.rx_queue() >= moved.most_to_receive.0 {
+                moved.most_to_receive = (pipes.rx_queue(), pipes.rx_hwm);
+            }
+        }
+    }
+
+    /// Every socket that had a connection.
+    pub fn sockets(&self) -> impl Iterator<Item = ((u32, u64, u32), Moved)> + '_ {
+        self.sockets.iter().map(|(socket, moved)| (*socket, *moved))
     }
 }
 

@@ -22,7 +22,14 @@ pub struct Topology {
     /// By the inode of the connection's own end.
     by_inode: HashMap<u64, Peer>,
     /// By own and other address. The same pair exists in several network namespaces only for loopback addresses.
-    by_addresses: HashMap<(String, String), Vec<(Option<u64>, Peer)>>,
+    by_addresses: HashMap<(String, String), Vec<Somewhere>>,
+}
+
+/// A connection's own end, and the network namespace that it is in.
+#[derive(Debug, Clone, Copy)]
+struct Somewhere {
+    network: Option<u64>,
+    end: Peer,
 }
 
 impl Topology {
@@ -46,7 +53,10 @@ impl Topology {
             self.by_inode.insert(kernel.inode, peer);
         }
         if let (Some(local), Some(remote)) = (&connection.local, &connection.remote) {
-            self.by_addresses.entry((local.clone(), remote.clone())).or_default().push((snapshot.network, peer));
+            self.by_addresses
+                .entry((local.clone(), remote.clone()))
+                .or_default()
+                .push(Somewhere { network: snapshot.network, end: peer });
         }
     }
 
@@ -67,10 +77,10 @@ impl Topology {
         let (local, remote) = (connection.local.clone()?, connection.remote.clone()?);
         let is_loopback = local.starts_with("127.") || local.starts_with("[::1]");
         let candidates = self.by_addresses.get(&(remote, local))?;
-        let here = candidates.iter().find(|(other, _)| *other == network);
+        let here = candidates.iter().find(|candidate| candidate.network == network);
         // Elsewhere it must be the only one that it can be.
         let elsewhere = if is_loopback || candidates.len() != 1 { None } else { candidates.first() };
-        here.or(elsewhere).map(|(_, peer)| *peer)
+        here.or(elsewhere).map(|candidate| candidate.end)
     }
 }
 

@@ -51,8 +51,8 @@ pub use self::{
 use crate::{
     error::Error,
     event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick, Totals},
-    inspect,
-    target::{self, Memory},
+    inspect::{self, Detail},
+    target::{self, Memory, fds},
 };
 
 /// How often the ring is read when little happens. Nothing wakes us.
@@ -82,6 +82,8 @@ pub struct Options {
     pub duration: Option<Duration>,
     /// Yield totals and a tick this often.
     pub interval: Option<Duration>,
+    /// Look at the queues this often.
+    pub queues: Option<Duration>,
     /// The kind of link to use; else the best.
     pub link: Option<LinkKind>,
     /// What to attach.
@@ -138,6 +140,7 @@ pub struct Capture {
 struct Clock {
     drain: tokio::time::Interval,
     tick: Option<tokio::time::Interval>,
+    sample: Option<tokio::time::Interval>,
     deadline: Option<Instant>,
     ending: Ending,
 }
@@ -173,6 +176,7 @@ impl Ending {
 enum Wake {
     Drain,
     Tick,
+    Sample,
     Ended(EndReason),
     TargetEnded(usize),
 }
@@ -235,6 +239,7 @@ impl Capture {
         capture.ready.push(Event::Start(Start { ts_ns: now_ns, realtime_ns: realtime_ns(), totals: options.totals }));
         for process in processes {
             capture.ready.push(Event::Process(describe(&process, now_ns, true)));
+            capture.introduce_all(&process);
             let pidfd = process.pidfd.try_clone().map_err(|error| runtime_error(&error))?;
             // SAFETY: an owned fd stays open, and the same, for as long as it lives.
             let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(|error| runtime_error(&error.into()))?;
@@ -249,13 +254,14 @@ impl Capture {
     }
 
     async fn wait(&mut self) -> Result<Wake, Error> {
-        let Clock { drain, tick, deadline, ending } = &mut self.clock;
+        let Clock { drain, tick, sample, deadline, ending } = &mut self.clock;
         let wake = tokio::select! {
             biased;
             () = ending.asked() => Wake::Ended(EndReason::Asked),
             () = or_never(deadline.map(sleep_until)) => Wake::Ended(EndReason::Duration),
             index = first_ended(&self.alive) => Wake::TargetEnded(index),
             _ = or_never(tick.as_mut().map(tokio::time::Interval::tick)) => Wake::Tick,
+            _ = or_never(sample.as_mut().map(tokio::time::Interval::tick)) => Wake::Sample,
             _ = drain.tick() => Wake::Drain,
         };
         Ok(wake)
@@ -314,6 +320,30 @@ impl Capture {
             self.ready.push(event);
         }
         self.order = order;
+    }
+
+    /// Tells the stream of every socket that a process has. One that a call is seen to make or close meanwhile is
+    /// left to that call.
+    fn introduce_all(&mut self, process: &target::Process) {
+        let snapshot = fds::fds(process.pid).and_then(|fds| snapshot::take(process, &fds, Detail::Names));
+        let Ok(mut snapshot) = snapshot else { return };
+        for context in &mut snapshot.contexts {
+            context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);
+        }
+        let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
+        self.introduced.extend(sockets.map(|socket| (process.pid, socket.handle, 0)));
+        self.ready.push(Event::Snapshot(snapshot));
+    }
+
+    /// Passes on how full the queues of all targets are.
+    fn sample_queues(&mut self) {
+        for (process, _) in &self.alive {
+            let Ok(mut queues) = snapshot::queues(process) else { continue };
+            for queue in &mut queues.queues {
+                queue.generation = self.generation(process.pid, queue.handle);
+            }
+            self.order.push(Event::Queues(queues));
+        }
     }
 
     /// Before the first call on a socket that was there before us, asks the socket what it is.
@@ -444,6 +474,10 @@ impl Capture {
     fn finish(&mut self) -> Result<(), Error> {
         self.finished = true;
         self.probes = None;
+        if self.clock.sample.is_some() {
+            // What moved since the last sample.
+            self.sample_queues();
+        }
         let sampled_ns = self.drain(true);
         let now_ns = monotonic_ns();
         self.push_totals(now_ns)?;
@@ -479,11 +513,19 @@ impl Events for Capture {
                     self.drain(false);
                     self.tick(monotonic_ns())?;
                 }
+                Wake::Sample => self.sample_queues(),
                 Wake::Ended(reason) => self.ended = Some(reason),
                 Wake::TargetEnded(index) => self.target_ended(index),
             }
         }
     }
+}
+
+/// Ticks from now on, later where there is no time.
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 /// What the future yields; where there is none, nothing ever.
@@ -509,10 +551,10 @@ impl Clock {
     fn new(options: &Options) -> io::Result<Self> {
         let mut drain = interval(DRAIN_INTERVAL);
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let tick = options.interval.map(|period| tokio::time::interval_at(Instant::now() + period, period));
         Ok(Self {
             drain,
-            tick,
+            tick: options.interval.map(every),
+            sample: options.queues.map(every),
             deadline: options.duration.map(|duration| Instant::now() + duration),
             ending: Ending::new()?,
         })

@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
-use super::{Ending, Events, describe, monotonic_ns, or_never, realtime_ns, runtime_error};
+use super::{Ending, Events, describe, every, monotonic_ns, or_never, realtime_ns, runtime_error};
 use crate::{
     error::Error,
     event::{Connection, End, EndReason, Event, ProcessEnd, Queue, Queues, Snapshot, Start, Tick},
@@ -82,16 +82,9 @@ impl Snapshots {
             let process = Process::open_to_inspect(*pid)?;
             targets.insert(*pid, Target { process, is_asked: true, is_introduced: false });
         }
-        let every = |period: Option<Duration>| {
-            period.map(|period| {
-                let mut interval = tokio::time::interval_at(Instant::now() + period, period);
-                interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                interval
-            })
-        };
         Ok(Self {
-            looks: every(options.interval),
-            samples: every(options.queues),
+            looks: options.interval.map(every),
+            samples: options.queues.map(every),
             deadline: options.duration.map(|duration| Instant::now() + duration),
             ending: Ending::new().map_err(|error| runtime_error(&error))?,
             targets,
@@ -257,7 +250,7 @@ impl Round<'_> {
             let Some(socket) = socket else { continue };
             connection.local = socket.local.as_ref().map(ToString::to_string);
             // What libzmq notes of the peer lacks the port.
-            connection.remote = socket.remote.as_ref().map(ToString::to_string).or(connection.remote.take());
+            connection.remote = socket.remote.as_ref().map(ToString::to_string);
             connection.kernel = Some(socket.to_event());
         }
         self.fds.insert(process.pid, fds);

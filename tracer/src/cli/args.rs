@@ -77,6 +77,10 @@ pub struct Trace {
     #[arg(long, value_name = "TEXT")]
     pub contains: Vec<String>,
 
+    /// Show sockets with what they are bound and connected to: REQ#7<tcp://127.0.0.1:5555>
+    #[arg(short = 'y', long = "endpoints")]
+    pub show_endpoints: bool,
+
     /// Dump payloads in hexadecimal and text
     #[arg(short = 'X', long)]
     pub hexdump: bool,
@@ -120,6 +124,11 @@ pub struct Stat {
     /// Also a table for each interval, such as 1s or 500ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub interval: Option<Duration>,
+
+    /// Also a table of the queues, looked at this often, such as 100ms: what moved through them, zmq_proxy's
+    /// messages included, and how full they were
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub queues: Option<Duration>,
 }
 
 /// `zmqtrace sockets`.
@@ -174,7 +183,7 @@ pub struct Common {
     pub sockets: Vec<String>,
 
     /// Only sockets bound or connected to an endpoint that contains this text
-    #[arg(long = "endpoint", value_name = "TEXT")]
+    #[arg(long = "endpoint", id = "endpoint", value_name = "TEXT")]
     pub endpoints: Vec<String>,
 
     /// Only sockets bound or connected to this port

@@ -52,7 +52,7 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let look = StraceOptions { time, nanoseconds: arguments.nanoseconds, hexdump: arguments.hexdump };
     let mut report: Box<dyn Report> =
         if common.json { Box::new(JsonTrace::new(filter)) } else { Box::new(Strace::new(filter, look)) };
-    run(common, &arguments.attach, &options, report.as_mut())
+    run(common, &arguments.attach, &options, World::showing(arguments.show_endpoints), report.as_mut())
 }
 
 /// `zmqtrace stat`.
@@ -67,6 +67,7 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
         totals: true,
         payload_limit: 0,
         interval: arguments.interval,
+        queues: arguments.queues,
         ..options(common, &arguments.attach)
     };
     let (narrow, intervals) = (narrow(common), arguments.interval.is_some());
@@ -75,7 +76,7 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
     } else {
         Box::new(StatTable::new(narrow, intervals))
     };
-    run(common, &arguments.attach, &options, report.as_mut())
+    run(common, &arguments.attach, &options, World::default(), report.as_mut())
 }
 
 /// `zmqtrace sockets`.
@@ -105,7 +106,7 @@ pub fn sockets(arguments: &Sockets) -> Result<(), Error> {
         let mut snapshots = Snapshots::start(options)?;
         deadline::watch(common.duration, ending);
         out.begin().map_err(|source| output_error(common, source))?;
-        pump(&mut snapshots, report.as_mut(), &mut out, common).await.map(drop)
+        pump(&mut snapshots, World::default(), report.as_mut(), &mut out, common).await.map(drop)
     })
 }
 
@@ -133,6 +134,7 @@ fn options(common: &Common, attach: &Attach) -> Options {
         ring_bytes: attach.buffer << 20,
         duration: common.duration,
         interval: None,
+        queues: None,
         link: attach.link,
         programs: if attach.empty_probes { Programs::Empty } else { Programs::Calls },
         debug: common.debug,
@@ -149,7 +151,13 @@ fn narrow(common: &Common) -> Narrow {
     }
 }
 
-fn run(common: &Common, attach: &Attach, options: &Options, report: &mut dyn Report) -> Result<(), Error> {
+fn run(
+    common: &Common,
+    attach: &Attach,
+    options: &Options,
+    world: World,
+    report: &mut dyn Report,
+) -> Result<(), Error> {
     if common.debug {
         Diagnostics::install();
     }
@@ -172,7 +180,7 @@ fn run(common: &Common, attach: &Attach, options: &Options, report: &mut dyn Rep
             let (functions, kind) = capture.attached();
             say(format_args!("attached to {}; {functions} functions probed ({kind})", described.join("; ")));
         }
-        let (calls, loss) = pump(&mut capture, report, &mut out, common).await?;
+        let (calls, loss) = pump(&mut capture, world, report, &mut out, common).await?;
         // What was lost is said even to those who want no diagnostics.
         let lost = loss.reasons().iter().any(|(_, count)| *count > 0);
         if lost || !common.quiet {
@@ -185,11 +193,11 @@ fn run(common: &Common, attach: &Attach, options: &Options, report: &mut dyn Rep
 /// Moves events until the stream ends. Returns how many calls came, and what was lost.
 async fn pump(
     capture: &mut impl Events,
+    mut world: World,
     report: &mut dyn Report,
     out: &mut Sink,
     common: &Common,
 ) -> Result<(u64, Loss), Error> {
-    let mut world = World::default();
     let (mut calls, mut loss) = (0, Loss::default());
     let mut reader_is_gone = false;
     while let Some(events) = capture.next().await? {

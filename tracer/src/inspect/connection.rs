@@ -298,7 +298,7 @@ impl Reader<'_> {
             let session = owned.sessions.iter().find(|session| session.address == owner);
             let role = if listener.is_some() { Role::Bind } else { Role::Connect };
             let fd = listener.and_then(|listener| listener.fd).or_else(|| session?.fd());
-            if self.detail == Detail::All {
+            if self.detail >= Detail::Names {
                 state.endpoints.push(Endpoint { endpoint: name.clone(), role, fd });
             }
             endpoints.insert(owner, name);
@@ -312,15 +312,15 @@ impl Reader<'_> {
         }
         state.connections.extend(owned.alone.iter().filter_map(|part| self.lone_connection(part)));
         for (end, connection) in inproc {
-            if let (Some(endpoint), Some(Role::Connect), Detail::All) =
-                (&connection.endpoint, connection.role, self.detail)
+            if self.detail >= Detail::Names
+                && let (Some(endpoint), Some(Role::Connect)) = (&connection.endpoint, connection.role)
             {
                 state.endpoints.push(Endpoint { endpoint: endpoint.clone(), role: Role::Connect, fd: None });
             }
             ends.push(end);
             state.connections.push(connection);
         }
-        if self.detail == Detail::All {
+        if self.detail >= Detail::Names {
             let names = bound.iter().filter(|(_, socket)| **socket == state.handle);
             state.endpoints.extend(names.map(|(name, _)| Endpoint {
                 endpoint: text(name),
@@ -328,6 +328,8 @@ impl Reader<'_> {
                 fd: None,
             }));
             state.endpoints.sort_by(|a, b| (a.role, &a.endpoint).cmp(&(b.role, &b.endpoint)));
+        }
+        if self.detail == Detail::All {
             state.bytes_held = self.bytes_held(&ends);
         }
         state.connections.sort_by_key(|connection| connection.fd);

@@ -51,13 +51,15 @@ pub struct FileMapping {
     pub library: Option<u8>,
 }
 
-/// How much is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much is wanted, the cheapest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Detail {
-    /// Everything.
-    All,
     /// Sockets, connections and their queues: what can be read again and again.
     Queues,
+    /// Options and endpoints besides: what sockets are called by.
+    Names,
+    /// Also topics, what the peers said of themselves, and what the queues hold.
+    All,
 }
 
 /// What was found.

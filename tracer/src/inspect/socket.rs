@@ -78,12 +78,12 @@ impl Reader<'_> {
             closing: tag == CLOSED_TAG,
             ..SocketState::default()
         };
-        if self.detail == Detail::All {
+        if self.detail >= Detail::Names {
             state.options = options(layout, &object);
             state.monitor = monitor(layout, &object);
-            if socket_type == SUB || socket_type == XSUB {
-                state.subscriptions = self.subscriptions(handle + layout.xsub_subscriptions);
-            }
+        }
+        if self.detail == Detail::All && (socket_type == SUB || socket_type == XSUB) {
+            state.subscriptions = self.subscriptions(handle + layout.xsub_subscriptions);
         }
         Some(state)
     }

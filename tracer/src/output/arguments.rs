@@ -55,7 +55,7 @@ fn write_one(line: &mut String, world: &World, call: &Call, index: usize, arg: A
     let _ = match arg {
         Arg::Context => line.write_str(&world.context_name(call.pid, raw)),
         Arg::Poller => line.write_str(&world.poller_name(call.pid, raw)),
-        Arg::Socket | Arg::OptionalSocket => line.write_str(&socket_name(world, call, index)),
+        Arg::Socket | Arg::OptionalSocket => line.write_str(&shown_socket_name(world, call, index)),
         Arg::Pointer | Arg::IovCount => write_pointer(line, raw),
         Arg::Buffer | Arg::Message | Arg::Iov => write_payload(line, call, raw),
         Arg::Text => write_text(line, call, raw),
@@ -105,6 +105,17 @@ fn socket_name(world: &World, call: &Call, index: usize) -> String {
         world.socket_name(call.pid, raw, call.generation)
     } else {
         world.newest_socket_name(call.pid, raw)
+    };
+    name.unwrap_or_else(|| "NULL".into())
+}
+
+/// The same for people.
+fn shown_socket_name(world: &World, call: &Call, index: usize) -> String {
+    let raw = call.args[index];
+    let name = if call.function.row().handle_arg() == Some(index) {
+        world.shown_socket_name(call.pid, raw, call.generation)
+    } else {
+        world.newest_shown_socket_name(call.pid, raw)
     };
     name.unwrap_or_else(|| "NULL".into())
 }
@@ -248,7 +259,7 @@ fn half(bytes: &[u8], at: usize) -> u16 {
 impl PollItem {
     /// A socket's name or `fd=5`.
     fn object(&self, world: &World, pid: u32) -> String {
-        world.newest_socket_name(pid, self.socket).unwrap_or_else(|| format!("fd={}", self.fd))
+        world.newest_shown_socket_name(pid, self.socket).unwrap_or_else(|| format!("fd={}", self.fd))
     }
 
     fn json(&self, world: &World, pid: u32, with_events: bool) -> Value {

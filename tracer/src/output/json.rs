@@ -14,6 +14,7 @@ use crate::{
     analysis::{
         calls::{Calls, Filter, Line},
         narrow::Narrow,
+        queues::{Moved, MovedBySocket},
         stat::{Counts, Stat},
     },
     constants,
@@ -28,6 +29,7 @@ enum Object<'a> {
     Call(CallObject<'a>),
     InFlight(InFlightObject<'a>),
     Stat(StatObject),
+    QueueTotal(QueueTotalObject),
     Lost(LostObject),
     End(EndObject),
 }
@@ -83,6 +85,34 @@ struct StatObject {
     mbit_per_s: f64,
     interval_ns: u64,
     interval: bool,
+}
+
+/// What moved through a socket's queues, by their own counters.
+#[derive(Serialize)]
+struct QueueTotalObject {
+    pid: u32,
+    socket: Option<String>,
+    handle: String,
+    sent: u64,
+    received: u64,
+    tx_queue: u64,
+    tx_queue_max: u64,
+    rx_queue: u64,
+    rx_queue_max: u64,
+}
+
+fn queue_total(world: &World, (pid, handle, generation): (u32, u64, u32), moved: Moved) -> QueueTotalObject {
+    QueueTotalObject {
+        pid,
+        socket: world.socket_name(pid, handle, generation),
+        handle: format!("{handle:#x}"),
+        sent: moved.sent,
+        received: moved.received,
+        tx_queue: moved.to_send,
+        tx_queue_max: moved.most_to_send.0,
+        rx_queue: moved.to_receive,
+        rx_queue_max: moved.most_to_receive.0,
+    }
 }
 
 #[derive(Serialize)]
@@ -244,6 +274,8 @@ fn ordinal(world: &World, call: &Call) -> Option<u64> {
 #[derive(Debug)]
 pub struct JsonStat {
     stat: Stat,
+    narrow: Narrow,
+    moved: MovedBySocket,
     intervals: bool,
     closing: Closing,
 }
@@ -251,13 +283,15 @@ pub struct JsonStat {
 impl JsonStat {
     /// Shows what `narrow` leaves; with `intervals`, lines at each tick.
     pub fn new(narrow: Narrow, intervals: bool) -> Self {
-        Self { stat: Stat::new(narrow), intervals, closing: Closing::default() }
+        let moved = MovedBySocket::default();
+        Self { stat: Stat::new(narrow.clone()), narrow, moved, intervals, closing: Closing::default() }
     }
 }
 
 impl Report for JsonStat {
     fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()> {
         self.stat.event(world, event);
+        self.moved.event(event);
         self.closing.event(event);
         match event {
             Event::Tick(tick) if self.intervals => {
@@ -267,6 +301,11 @@ impl Report for JsonStat {
             Event::End(end) => {
                 let counts = self.stat.total(world, end.ts_ns);
                 write_stat(world, &counts, end.ts_ns, false, out)?;
+                for (socket, moved) in self.moved.sockets() {
+                    if self.narrow.admits_socket(world.socket(socket.0, socket.1, socket.2)) {
+                        write(out, &Object::QueueTotal(queue_total(world, socket, moved)))?;
+                    }
+                }
                 self.closing.events = counts.rows.iter().map(|(_, row)| row.count).sum();
                 self.closing.write(out, counts.duration_ns, end.reason)
             }

@@ -186,6 +186,8 @@ fn describe_context(world: &World, pid: u32, context: &Context) -> String {
 
 const HEADINGS: [&str; COLUMNS] = ["SOCKET", "ENDPOINT", "FD", "STATE", "PEER", "TO SEND", "TO RECV", "KERNEL"];
 const COLUMNS: usize = 8;
+const ROUTER: i32 = 6;
+const STREAM: i32 = 11;
 const ENDPOINT: usize = 1;
 const FD: usize = 2;
 const PEER: usize = 4;
@@ -219,6 +221,7 @@ impl View<'_> {
             all[1..].clone_from_slice(&cells);
             lines.push(Line::Row(all));
         };
+        let kind = socket.socket_type;
         let mut shown = vec![false; socket.connections.len()];
         for endpoint in &socket.endpoints {
             let own: Vec<usize> = (0..socket.connections.len())
@@ -229,14 +232,14 @@ impl View<'_> {
             match merged {
                 Some(index) => {
                     shown[index] = true;
-                    row(self.connection(&socket.connections[index], text));
+                    row(self.connection(kind, &socket.connections[index], text));
                 }
                 None => row(bare(text, endpoint)),
             }
             for index in own.into_iter().filter(|_| endpoint.role == Role::Bind) {
                 shown[index] = true;
                 let connection = &socket.connections[index];
-                row(self.connection(connection, format!("  from {}", other_address(connection))));
+                row(self.connection(kind, connection, format!("  from {}", other_address(connection))));
             }
         }
         for (connection, _) in socket.connections.iter().zip(&shown).filter(|(_, shown)| !**shown) {
@@ -245,7 +248,7 @@ impl View<'_> {
                 (None, Some(Role::Bind)) => format!("  from {}", other_address(connection)),
                 _ => other_address(connection).to_owned(),
             };
-            row(self.connection(connection, text));
+            row(self.connection(kind, connection, text));
         }
         if socket.endpoints.is_empty() && socket.connections.is_empty() {
             row(bare("-".into(), &Endpoint { endpoint: String::new(), role: Role::Connect, fd: None }));
@@ -258,7 +261,7 @@ impl View<'_> {
         self.world.socket_name(self.pid, socket.handle, socket.generation).unwrap_or_default()
     }
 
-    fn connection(&self, connection: &Connection, text: String) -> [String; COLUMNS - 1] {
+    fn connection(&self, socket_type: Option<i32>, connection: &Connection, text: String) -> [String; COLUMNS - 1] {
         let peer = self.topology.peer(self.snapshot, connection);
         let peer = peer.map(|peer| peer_name(self.world, peer, self.pid)).or_else(|| connection.peer_type.clone());
         let identity =
@@ -269,7 +272,8 @@ impl View<'_> {
         }
         let queue = |depth: Option<(u64, i32)>| match depth {
             None => String::new(),
-            Some((depth, 0)) => format!("{depth}/no limit"),
+            // -1: a conflating queue holds the last message.
+            Some((depth, ..=0)) => format!("{depth}/no limit"),
             Some((depth, hwm)) => format!("{depth}/{hwm}{}", if depth >= hwm as u64 { " FULL" } else { "" }),
         };
         let pipes = connection.pipes;

@@ -8,6 +8,7 @@ use super::{Report, Sink, time::duration};
 use crate::{
     analysis::{
         narrow::Narrow,
+        queues::MovedBySocket,
         stat::{Counts, Key, Row, Stat},
     },
     constants,
@@ -19,6 +20,8 @@ use crate::{
 #[derive(Debug)]
 pub struct StatTable {
     stat: Stat,
+    narrow: Narrow,
+    moved: MovedBySocket,
     intervals: bool,
     loss: Loss,
 }
@@ -26,13 +29,15 @@ pub struct StatTable {
 impl StatTable {
     /// Shows what `narrow` leaves; with `intervals`, a table at each tick.
     pub fn new(narrow: Narrow, intervals: bool) -> Self {
-        Self { stat: Stat::new(narrow), intervals, loss: Loss::default() }
+        let moved = MovedBySocket::default();
+        Self { stat: Stat::new(narrow.clone()), narrow, moved, intervals, loss: Loss::default() }
     }
 }
 
 impl Report for StatTable {
     fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()> {
         self.stat.event(world, event);
+        self.moved.event(event);
         match event {
             Event::Loss(loss) => self.loss = *loss,
             Event::Tick(tick) if self.intervals => {
@@ -58,6 +63,7 @@ impl Report for StatTable {
                 } else {
                     writeln!(out, "{calls} calls in {seconds:.1} s, and {uncounted} that are NOT in the table")?;
                 }
+                write_moved(out, world, &self.moved, &self.narrow)?;
             }
             _ => {}
         }
@@ -86,6 +92,45 @@ fn write_table(out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()>
     }
     for line in table.lines() {
         writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// What moved through the queues, where they were looked at.
+fn write_moved(out: &mut Sink, world: &World, moved: &MovedBySocket, narrow: &Narrow) -> io::Result<()> {
+    const HEADINGS: [&str; 7] =
+        ["socket", "sent", "received", "to send", "most to send", "to receive", "most to receive"];
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(HEADINGS);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let most = |(depth, hwm): (u64, i32)| if hwm > 0 { format!("{depth}/{hwm}") } else { depth.to_string() };
+    let mut rows = 0;
+    for ((pid, handle, generation), moved) in moved.sockets() {
+        if !narrow.admits_socket(world.socket(pid, handle, generation)) {
+            continue;
+        }
+        rows += 1;
+        let process = world.process(pid).map_or("?", |process| &process.name);
+        table.add_row([
+            format!("{process}[{pid}] {}", world.socket_name(pid, handle, generation).unwrap_or_default()),
+            moved.sent.to_string(),
+            moved.received.to_string(),
+            moved.to_send.to_string(),
+            most(moved.most_to_send),
+            moved.to_receive.to_string(),
+            most(moved.most_to_receive),
+        ]);
+    }
+    if rows > 0 {
+        writeln!(out, "\nmessages through the queues, zmq_proxy's included:")?;
+        for line in table.lines() {
+            writeln!(out, "{}", line.trim_end())?;
+        }
     }
     Ok(())
 }

@@ -128,7 +128,7 @@ impl Strace {
             let _ = match (row.returns, row.name) {
                 (Returns::Void, _) => write!(self.line, " = ?"),
                 (_, "zmq_socket") => {
-                    let name = world.socket_name(call.pid, ret as u64, call.generation);
+                    let name = world.shown_socket_name(call.pid, ret as u64, call.generation);
                     write!(self.line, " = {}", name.unwrap_or_default())
                 }
                 (_, "zmq_ctx_new" | "zmq_init") => write!(self.line, " = {}", world.context_name(call.pid, ret as u64)),

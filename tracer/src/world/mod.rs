@@ -22,6 +22,7 @@ const MAX_THREAD_NAMES: usize = 50_000;
 pub struct World {
     start: Option<Start>,
     lost_calls: bool,
+    endpoints_shown: bool,
     processes: BTreeMap<u32, Process>,
 }
 
@@ -66,6 +67,11 @@ pub struct Socket {
 }
 
 impl World {
+    /// With `endpoints`, sockets are shown to people with what they are bound and connected to (`-y`).
+    pub fn showing(endpoints: bool) -> Self {
+        Self { endpoints_shown: endpoints, ..Self::default() }
+    }
+
     /// Takes in the next event. Reports show an event after the world has taken it in.
     pub fn apply(&mut self, event: &Event) {
         match event {

@@ -41,11 +41,29 @@ impl World {
 
     /// Name of the newest socket at an address, for arguments of which the generation was not noted.
     pub fn newest_socket_name(&self, pid: u32, handle: u64) -> Option<String> {
-        if handle == 0 {
-            return None;
-        }
-        let generation = self.process(pid).and_then(|process| process.newest.get(&handle)).copied();
-        self.socket_name(pid, handle, generation.unwrap_or(0))
+        self.socket_name(pid, handle, self.newest_generation(pid, handle))
+    }
+
+    /// The name for people: with `-y`, also what the socket is bound and connected to, `REQ#7<tcp://127.0.0.1:5555>`.
+    pub fn shown_socket_name(&self, pid: u32, handle: u64, generation: u32) -> Option<String> {
+        let name = self.socket_name(pid, handle, generation)?;
+        let endpoints = self.socket(pid, handle, generation).map(|socket| &socket.endpoints[..]).unwrap_or_default();
+        Some(match endpoints {
+            _ if !self.endpoints_shown => name,
+            [] => name,
+            [first] => format!("{name}<{first}>"),
+            [first, second] => format!("{name}<{first},{second}>"),
+            [first, second, ..] => format!("{name}<{first},{second},+{}>", endpoints.len() - 2),
+        })
+    }
+
+    /// The same of the newest socket at an address.
+    pub fn newest_shown_socket_name(&self, pid: u32, handle: u64) -> Option<String> {
+        self.shown_socket_name(pid, handle, self.newest_generation(pid, handle))
+    }
+
+    fn newest_generation(&self, pid: u32, handle: u64) -> u32 {
+        self.process(pid).and_then(|process| process.newest.get(&handle)).copied().unwrap_or(0)
     }
 
     /// `ctx#~1`: the n-th context seen in the process.
