@@ -264,8 +264,10 @@ impl View<'_> {
     fn connection(&self, socket_type: Option<i32>, connection: &Connection, text: String) -> [String; COLUMNS - 1] {
         let peer = self.topology.peer(self.snapshot, connection);
         let peer = peer.map(|peer| peer_name(self.world, peer, self.pid)).or_else(|| connection.peer_type.clone());
-        let identity =
-            connection.peer_identity.as_deref().map(|id| format!(" \"{}\"", escaped(id))).unwrap_or_default();
+        // What a ROUTER gives to peers that name none begins with 0; a REP does so behind the scenes.
+        let is_of_interest = |id: &&[u8]| !id.starts_with(&[0]) || matches!(socket_type, Some(ROUTER | STREAM));
+        let identity = connection.peer_identity.as_deref().filter(is_of_interest);
+        let identity = identity.map(|id| format!(" \"{}\"", escaped(id))).unwrap_or_default();
         let mut state = connection.state.map_or("?", ConnectionState::word).to_owned();
         if connection.mapping == Mapping::Inferred {
             state.push_str(" (inferred)");
