@@ -191,6 +191,8 @@ static inline void print_connection(const struct connection *connection)
         print_address("peer_handle", connection->peer->socket);
         printf(",\"peer_type\":\"%s\"", type_names[connection->peer->type]);
     }
+    if (connection->peer_pid)
+        print_number("peer_pid", connection->peer_pid, true);
     if (connection->peer_identity.data)
         print_text("peer_identity", connection->peer_identity.data, connection->peer_identity.size);
     putchar('}');
@@ -239,6 +241,7 @@ static inline void print_world(const struct world *world)
     print_context_option(world->context, "max_msgsz", ZMQ_MAX_MSGSZ, false);
     print_context_option(world->context, "ipv6", ZMQ_IPV6, true);
     print_context_option(world->context, "blocky", ZMQ_BLOCKY, true);
+    print_truth("terminating", world->terminating);
     const struct specimen *members[MAX_SPECIMENS];
     size_t count = 0, monitors = 0;
     for (size_t s = 0; s < zoo.specimen_count; s++) {

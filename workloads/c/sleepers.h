@@ -16,6 +16,7 @@ struct sleeper {
     void *sockets[MAX_WAITED];
     void *context; // that zmq_ctx_term waits for
     int fd;        // that zmq_poll waits for besides; 0: none
+    int timeout_ms; // 0: it waits for ever
     pthread_t id;
     _Atomic pid_t tid;
 };
@@ -68,7 +69,8 @@ static inline void print_sleeper(const struct sleeper *sleeper)
         print_address("context", sleeper->context);
     if (sleeper->fd)
         printf(",\"fds\":[%d]", sleeper->fd);
-    printf(",\"functions\":[");
+    printf(",\"timeout_ms\":%d,\"functions\":[",
+           sleeper->timeout_ms ? sleeper->timeout_ms : -1);
     for (int i = 0; i < MAX_WAITED && sleeper->functions[i]; i++)
         printf("%s\"%s\"", i ? "," : "", sleeper->functions[i]);
     printf("]}");

@@ -1,6 +1,6 @@
-// Sockets about which everything is known, because this program made each of them step by step: what
-// they are bound and connected to, with which fds, how far each connection is, and what their queues
-// hold. census.h prints it.
+// Sockets about which everything is known, because the program made each of them step by step: what
+// they are bound and connected to, by which fds, how far each connection is, what their queues hold.
+// census.h prints it.
 //
 // The fds come from socket monitors. A monitor brings two more PAIR sockets; they are gone again
 // before a program is ready, except where it keeps them.
@@ -51,7 +51,8 @@ struct connection {
     const struct endpoint *endpoint;
     int fd;
     const char *state; // NULL: it changes all the time
-    const struct specimen *peer; // NULL: not one of ours
+    const struct specimen *peer; // NULL: not a socket that we know
+    pid_t peer_pid;              // 0: this process, or not known
     struct text peer_identity;   // data is NULL: not known
 };
 
@@ -80,6 +81,7 @@ struct specimen {
 struct world {
     void *context;
     int io_threads;
+    bool terminating;
     struct specimen *barriers[MAX_IO_THREADS][2];
 };
 
@@ -154,7 +156,7 @@ static inline int mailbox_fd(void *socket)
     return fd;
 }
 
-// A socket that was closed goes when the reaper thread has destroyed it, and with it its mailbox's fd.
+// A socket that was closed is gone when the reaper thread has destroyed it and its mailbox's fd.
 struct closed {
     int fd;
     struct stat mailbox;
@@ -167,8 +169,8 @@ static inline struct closed begin_close(void *socket)
     return closed;
 }
 
-// All eventfds have one inode, so no other thread may be making sockets meanwhile. An end of an inproc
-// connection waits for the other one to be closed.
+// All eventfds have one inode, so no other thread may be making sockets meanwhile. An end of an
+// inproc connection waits for the other one to be closed.
 static inline void await_closed(const struct closed *closed)
 {
     struct stat now;
@@ -268,8 +270,7 @@ static inline void drain(void *socket)
 }
 
 // Ends the monitor, and returns when both of its sockets are gone. POLLOUT ends when ours has learnt
-// that libzmq's is closing. Having drained it, ours can only go after libzmq's: it waits for its
-// answer.
+// that libzmq's is closing. Drained by then, ours cannot go before libzmq's: it waits for its answer.
 static inline void unwatch(struct specimen *specimen)
 {
     if (!specimen->events)
@@ -387,12 +388,13 @@ static inline void hear_identity(struct specimen *router)
     router->connections[router->connection_count - 1].peer_identity = copy_text(identity, size);
 }
 
-// A publisher drops what nobody has subscribed to yet, so it says its greeting until it is heard. The
-// topic stays: unsubscribing would be one more message on its way.
+// A publisher drops what nobody has subscribed to yet, so it repeats its greeting until it is heard.
+// The topic stays: unsubscribing would be one more message on its way.
 static inline void greet_subscriber(struct specimen *publisher, struct specimen *subscriber)
 {
     char topic[128], heard[128];
-    int size = snprintf(topic, sizeof topic, "hello %s to %s", publisher->name, subscriber->name);
+    int size =
+        snprintf(topic, sizeof topic, "hello %s to %s", publisher->name, subscriber->name);
     subscribe(subscriber, topic, size);
     do {
         say(publisher, topic, size, 0);
@@ -491,10 +493,10 @@ static inline bool kernel_is_empty(void)
     return true;
 }
 
-// Returns when all that was sent to a socket has reached its queue. The first barrier: the I/O threads
-// have written it (all that is sent here fits into one write). An empty kernel: they have read it. The
-// last one: they have put it into the queue. Nothing is asked of the sockets themselves, since SUB and
-// ROUTER take a message out of the queue to answer.
+// Returns when all that was sent to a socket has reached its queue. The first barrier: the I/O
+// threads have written it (all that is sent here fits into one write). An empty kernel: they have read
+// it. The last one: they have put it into the queue. The sockets themselves are not asked, since SUB
+// and ROUTER take a message out of their queue to answer.
 static inline void settle(void)
 {
     do

@@ -1,8 +1,8 @@
 // Every kind of socket, option, endpoint, connection and queue in one process, stated in full: see
 // ../README.md, "Census". Once it is ready it stands still, but for a thread that makes and closes
-// further sockets, from the line `churn` (or the start: --churn N, at most N sockets at once) until the
-// next line. The lines `truth` and `still` stop it, and `truth` states all again. --version prints
-// libzmq's and ends.
+// further sockets, from the line `churn` (or from the start: --churn N, at most N sockets at once)
+// until the next line. The lines `truth` and `still` end that, and `truth` states all again.
+// --version prints libzmq's and ends.
 #include "census.h"
 #include "sleepers.h"
 
@@ -18,9 +18,10 @@ enum {
     MANY_TOPICS = 300,
 };
 
-#define PENDING_ENDPOINT "inproc://nobody"
-
 static char folder[] = P_tmpdir "/zmqtrace-zoo-XXXXXX"; // for ipc paths
+
+// Nobody binds it until the end.
+#define PENDING_ENDPOINT "inproc://nobody"
 
 static const char *in_folder(const char *name)
 {
@@ -128,8 +129,8 @@ static int raw_connected(const char *endpoint)
     return fd;
 }
 
-// Fds that look a little like ZeroMQ's: a tcp connection, and an epoll that watches an eventfd and a
-// pipe.
+// Fds that look a little like ZeroMQ's: a tcp connection, and an epoll that watches an eventfd and
+// a pipe.
 static void add_foreign_fds(void)
 {
     char endpoint[64];
@@ -160,9 +161,9 @@ static bool ipv6_works(void)
 
 static void idle_sockets(struct world *world)
 {
-    static const char *const names[] = {"idle-pair",   "idle-pub",  "idle-sub",  "idle-req",
-                                        "idle-rep",    "idle-dealer", "idle-router", "idle-pull",
-                                        "idle-push",   "idle-xpub", "idle-xsub", "idle-stream"};
+    static const char *const names[] = {"idle-pair", "idle-pub",    "idle-sub",    "idle-req",
+                                        "idle-rep",  "idle-dealer", "idle-router", "idle-pull",
+                                        "idle-push", "idle-xpub",   "idle-xsub",   "idle-stream"};
     for (int type = ZMQ_PAIR; type <= ZMQ_STREAM; type++)
         make(world, type, names[type]);
 }
@@ -594,6 +595,8 @@ static struct sleeper sleeper = {.thread = "customers",
                                  .run = serve_customers,
                                  .functions = {"wait_for_order", "serve_customers"}};
 
+// Sockets that come and go.
+
 static struct {
     void *context;
     long limit; // sockets at once
@@ -675,6 +678,8 @@ static void stop_churn(void)
     check(pthread_join(churn.thread, NULL) == 0);
     churn.running = false;
 }
+
+// The whole.
 
 static void *new_context(int io_threads, int max_sockets)
 {
