@@ -36,7 +36,7 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
-    /// Compile the C workloads and fetch pyzmq and npm's zeromq, into target/
+    /// Build the C and Rust workloads and fetch pyzmq, releases of libzmq and npm's zeromq, into target/
     Workloads,
     /// Format, lints, documentation, BPF object and all tests (as root)
     Test {

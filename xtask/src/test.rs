@@ -24,7 +24,10 @@ pub fn test(tree: &Tree, external: bool, arguments: &[String]) -> Result<()> {
         bail!("the tests need a kernel with BTF (CONFIG_DEBUG_INFO_BTF), and this one has no /sys/kernel/btf/vmlinux");
     }
 
-    stage("format", || run(cargo(&tree.root).args(["fmt", "--all", "--check"])))?;
+    stage("format", || {
+        run(cargo(&tree.root).args(["fmt", "--all", "--check"]))?;
+        run(cargo(&tree.root).args(["fmt", "--check", "--manifest-path", "workloads/rust/Cargo.toml"]))
+    })?;
     stage("clippy", || {
         run(cargo(&tree.root).args(["clippy", "--locked", "--all-targets", "--", "--deny", "warnings"]))
     })?;

@@ -7,11 +7,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
-use crate::command::{run, start, wait};
+use crate::command::{cargo, run, start, wait};
 use crate::setup;
 use crate::tree::Tree;
 
 const DEBIAN_PACKAGES: [&str; 3] = ["gcc", "libc6-dev", "libzmq3-dev"];
+
+/// The Rust workload builds its libzmq itself.
+const RUST_PACKAGES: [&str; 1] = ["g++"];
 
 const FLAGS: [&str; 5] = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"];
 
@@ -35,11 +38,26 @@ fn link_arguments(workload: &str) -> Vec<&'static str> {
 /// Makes all workloads; `external` ones need what PyPI and npm serve.
 pub fn prepare(tree: &Tree, external: bool) -> Result<()> {
     compile(tree)?;
+    build_rust(tree)?;
     if external {
         setup::python(tree)?;
         setup::npm_addon(tree)?;
+        setup::libzmq_builds(tree)?;
     }
     Ok(())
+}
+
+/// Builds the Rust workload, a package outside of the workspace, as target/workloads/rust/release/rust-zoo.
+fn build_rust(tree: &Tree) -> Result<()> {
+    let folder = tree.workloads().join("rust");
+    setup::packages(&RUST_PACKAGES)?;
+    if !folder.exists() {
+        println!("building the Rust workload, with a libzmq of its own");
+    }
+    run(cargo(&tree.root)
+        .args(["build", "--quiet", "--locked", "--release", "--manifest-path", "workloads/rust/Cargo.toml"])
+        .arg("--target-dir")
+        .arg(folder))
 }
 
 /// Compiles every C workload.
