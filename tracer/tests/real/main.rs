@@ -12,6 +12,7 @@ mod nesting;
 mod python;
 mod refusals;
 mod replay;
+mod sockets;
 mod stat;
 mod support;
 mod truth;

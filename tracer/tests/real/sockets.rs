@@ -1,0 +1,265 @@
+//! `sockets` against what programs say of themselves: every context, socket, option, endpoint, connection with its fd,
+//! queue and subscription of a zoo, with each libzmq from 4.1.5 on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+use serde_json::Value;
+
+use crate::support::{Finished, Tracer, Workload, made, made_external, root};
+
+/// What `cargo xtask workloads` takes out of pyzmq's wheels.
+const OLD_BUILDS: [&str; 8] = ["4.1.5", "4.1.6", "4.2.5", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5"];
+const MECHANISMS: [&str; 4] = ["NULL", "PLAIN", "CURVE", "GSSAPI"];
+
+/// One look at a process.
+fn look(pid: u32) -> Finished {
+    let finished = Tracer::start(["sockets", "--json", "-p", &pid.to_string()]).finish();
+    assert_eq!(finished.status, 0, "{:?}", finished.stderr);
+    finished
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Compares all that a census states with what was found, and collects what differs.
+struct Comparison {
+    by_handle: BTreeMap<String, Value>,
+    contexts: BTreeMap<String, Value>,
+    differences: Vec<String>,
+}
+
+impl Comparison {
+    fn new(found: &Finished) -> Self {
+        let by_handle = |kind| {
+            let objects = found.of_type(kind).into_iter();
+            objects.map(|object| (text(&object["handle"]).to_owned(), object)).collect::<BTreeMap<_, _>>()
+        };
+        Self { by_handle: by_handle("socket"), contexts: by_handle("context"), differences: Vec::new() }
+    }
+
+    fn is(&mut self, what: &str, expected: &Value, found: &Value) {
+        if !expected.is_null() && expected != found {
+            self.differences.push(format!("{what}: {found}, but it is {expected}"));
+        }
+    }
+
+    fn census(mut self, census: &Value) {
+        let pid = &census["pid"];
+        let mut stated = 0;
+        let mut ids = BTreeMap::new();
+        for context in list(&census["contexts"]) {
+            self.context(context);
+            for socket in list(&context["sockets"]) {
+                stated += 1;
+                self.socket(pid, socket);
+                let id = &self.by_handle.get(text(&socket["handle"])).unwrap_or(&Value::Null)["socket_id"];
+                ids.insert(socket["order"].as_u64(), id.as_u64());
+            }
+        }
+        assert!(stated > 0, "a census without sockets proves nothing");
+        let ids: Vec<_> = ids.into_values().collect();
+        assert!(ids.is_sorted() && ids.iter().all(Option::is_some), "numbers in the order of creation: {ids:?}");
+        self.fds(census);
+        assert!(self.differences.is_empty(), "{}: {}", census["libzmq"], self.differences.join("\n"));
+    }
+
+    fn context(&mut self, truth: &Value) {
+        let sockets = list(&truth["sockets"]).len() as u64;
+        let found = match truth["handle"].as_str() {
+            Some(handle) => self.contexts.get(handle).cloned(),
+            // A binding may hide it: then there is only one.
+            None => self.contexts.values().next().cloned(),
+        };
+        let Some(found) = found else {
+            self.differences.push(format!("context {} was not found", truth["handle"]));
+            return;
+        };
+        for member in ["io_threads", "max_sockets", "max_msgsz", "ipv6", "blocky", "terminating"] {
+            self.is(&format!("context's {member}"), &truth[member], &found[member]);
+        }
+        if let Some(unlisted) = truth["unlisted_sockets"].as_u64() {
+            self.is("sockets of the context", &(sockets + unlisted).into(), &found["sockets"]);
+        }
+    }
+
+    fn socket(&mut self, pid: &Value, truth: &Value) {
+        let name = text(&truth["name"]);
+        let Some(found) = self.by_handle.get(text(&truth["handle"])).cloned() else {
+            self.differences.push(format!("{name} was not found"));
+            return;
+        };
+        self.is(&format!("{name}'s pid"), pid, &found["pid"]);
+        self.is(&format!("{name}'s type"), &truth["type"], &found["socket_type"]);
+        for member in ["mailbox_fd", "subscriptions", "bytes_held"] {
+            self.is(&format!("{name}'s {member}"), &truth[member], &found[member]);
+        }
+        for (option, value) in truth["options"].as_object().into_iter().flatten() {
+            let value = match (option.as_str(), value.as_u64()) {
+                ("mechanism", Some(number)) => MECHANISMS[number as usize].into(),
+                _ => value.clone(),
+            };
+            self.is(&format!("{name}'s {option}"), &value, &found["options"][option]);
+        }
+        if let Some(monitored) = truth["monitor"].as_bool() {
+            self.is(&format!("whether {name} is monitored"), &monitored.into(), &(!found["monitor"].is_null()).into());
+        }
+        if let Some(endpoints) = truth["endpoints"].as_array() {
+            self.endpoints(name, endpoints, list(&found["endpoints"]));
+        }
+        if let Some(connections) = truth["connections"].as_array() {
+            self.connections(name, connections, list(&found["connections"]));
+        }
+        for member in ["tx_queue", "rx_queue"] {
+            let queues = list(&found["connections"]).iter().map(|connection| connection[member].as_u64().unwrap_or(0));
+            self.is(&format!("{name}'s {member}"), &truth[member], &queues.sum::<u64>().into());
+        }
+        self.is(&format!("{name}'s layout"), &Value::Null, &Value::Null);
+        assert!(found["layout"].is_string(), "{name} has a known layout: {found}");
+    }
+
+    fn endpoints(&mut self, name: &str, truth: &[Value], found: &[Value]) {
+        let key = |endpoint: &Value| (text(&endpoint["role"]).to_owned(), text(&endpoint["endpoint"]).to_owned());
+        let keys = |endpoints: &[Value]| endpoints.iter().map(key).collect::<Vec<_>>();
+        let (mut expected, mut seen) = (keys(truth), keys(found));
+        expected.sort();
+        seen.sort();
+        self.is(&format!("{name}'s endpoints"), &format!("{expected:?}").into(), &format!("{seen:?}").into());
+        for endpoint in truth {
+            let same: Vec<_> = found.iter().filter(|found| key(found) == key(endpoint)).collect();
+            if !endpoint["fd"].is_null() && !same.iter().any(|found| found["fd"] == endpoint["fd"]) {
+                self.differences.push(format!("{name}: the fd of {endpoint} is not in {same:?}"));
+            }
+        }
+    }
+
+    fn connections(&mut self, name: &str, truth: &[Value], found: &[Value]) {
+        self.is(&format!("number of {name}'s connections"), &truth.len().into(), &found.len().into());
+        for connection in truth {
+            let same = found.iter().find(|found| match connection["fd"].as_i64() {
+                Some(fd) => found["fd"] == fd,
+                None => {
+                    found["role"] == connection["role"]
+                        && (connection["peer_handle"].is_null() || self.peer_handle(found) == connection["peer_handle"])
+                        && (found["endpoint"] == connection["endpoint"])
+                }
+            });
+            let Some(found) = same.cloned() else {
+                self.differences.push(format!("{name} lacks {connection}, it has {found:?}"));
+                continue;
+            };
+            let what = |member: &str| format!("{name}, connection {}: {member}", connection["fd"]);
+            self.is(&what("mapping"), &"exact".into(), &found["mapping"]);
+            for member in ["state", "endpoint", "role", "peer_type", "peer_identity", "peer_pid"] {
+                self.is(&what(member), &connection[member], &found[member]);
+            }
+            for member in ["local", "remote"] {
+                let address = connection[member].as_str().map(normalised);
+                self.is(&what(member), &address.into(), &found[member]);
+            }
+            let peer = self.peer_handle(&found);
+            self.is(&what("peer"), &connection["peer_handle"], &peer);
+        }
+    }
+
+    /// The socket that a connection names as its peer, by its address.
+    fn peer_handle(&self, connection: &Value) -> Value {
+        let peer = &connection["peer_socket"];
+        let of_pid = |socket: &&Value| socket["pid"] == connection["peer_pid"] && socket["socket"] == *peer;
+        self.by_handle.values().find(of_pid).map_or(Value::Null, |socket| socket["handle"].clone())
+    }
+
+    /// No fd is claimed that is not ZeroMQ's, and none by two sockets.
+    fn fds(&mut self, census: &Value) {
+        let others: BTreeSet<_> = list(&census["other_fds"]).iter().filter_map(Value::as_i64).collect();
+        let mut claimed = BTreeSet::new();
+        for socket in self.by_handle.values().filter(|socket| socket["pid"] == census["pid"]) {
+            let listeners = list(&socket["endpoints"]).iter().filter(|endpoint| endpoint["role"] == "bind");
+            let connections = list(&socket["connections"]).iter();
+            for fd in listeners.chain(connections).filter_map(|part| part["fd"].as_i64()) {
+                if others.contains(&fd) || !claimed.insert(fd) {
+                    self.differences.push(format!("fd {fd} is not {}'s, or not its alone", socket["socket"]));
+                }
+            }
+        }
+    }
+}
+
+/// An IPv4 address in IPv6's clothes is shown as what it is.
+fn normalised(address: &str) -> String {
+    match address.strip_prefix("[::ffff:").and_then(|rest| rest.split_once(']')) {
+        Some((ipv4, port)) => format!("{ipv4}{port}"),
+        None => address.to_owned(),
+    }
+}
+
+fn assert_census(census: &Value) {
+    let pid = census["pid"].as_u64().expect("a pid") as u32;
+    Comparison::new(&look(pid)).census(census);
+}
+
+#[test]
+fn everything_in_a_zoo() {
+    let zoo = Workload::c("zoo", &[]);
+    assert_census(&zoo.ready);
+    zoo.finish();
+}
+
+#[test]
+fn everything_in_a_zoo_of_each_release() {
+    for version in OLD_BUILDS {
+        let Some(folder) = made_external(&format!("libzmq/{version}")) else { return };
+        let mut command = Command::new(made("workloads/zoo"));
+        let zoo = Workload::start(command.env("LD_LIBRARY_PATH", folder));
+        assert_eq!(zoo.ready["libzmq"], version);
+        let found = look(zoo.pid());
+        for context in found.of_type("context") {
+            assert!(text(&context["layout"]).starts_with(version), "{version}: {}", context["layout"]);
+        }
+        Comparison::new(&found).census(&zoo.ready);
+        zoo.finish();
+    }
+}
+
+#[test]
+fn everything_in_a_python_program() {
+    let Some(zoo) = Workload::python("zoo.py", &[]) else { return };
+    assert_census(&zoo.ready);
+    zoo.finish();
+}
+
+#[test]
+fn everything_in_a_rust_program_with_libzmq_linked_in() {
+    let zoo = Workload::start(&mut Command::new(root().join("target/workloads/rust/release/rust-zoo")));
+    assert_census(&zoo.ready);
+    zoo.finish();
+}
+
+/// Sockets and connections come and go while the process is looked at; what stays must be told right each time.
+#[test]
+fn everything_while_sockets_come_and_go() {
+    let mut zoo = Workload::c("zoo", &[]);
+    zoo.say("churn");
+    zoo.answer("churn");
+    for _ in 0..50 {
+        let found = look(zoo.pid());
+        let mut census = zoo.ready.clone();
+        // What comes and goes is not listed.
+        for context in census["contexts"].as_array_mut().expect("contexts") {
+            context["unlisted_sockets"] = Value::Null;
+        }
+        Comparison::new(&found).census(&census);
+    }
+    zoo.say("truth");
+    let truth = zoo.answer("truth");
+    assert!(truth["churned"].as_u64().is_some_and(|couples| couples > 50), "nothing came and went: {}", truth["churned"]);
+    assert_census(&truth);
+    zoo.finish();
+}
