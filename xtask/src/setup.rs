@@ -21,9 +21,10 @@ const NPM_ADDON: &str = "package/build/linux/x64/node/glibc-127-Release/addon.no
 /// A binary that tests load into a root process is pinned by its contents, not only by a version.
 const NPM_ADDON_SHA256: &str = "a6508e8a090d5e9ca1e1f36a2d7d8de2f9dcc431bddde97d3c4e2d4bced3be6f";
 
-/// A libzmq out of a wheel of pyzmq, built for any Linux: with the old std::string, and stripped.
+/// A libzmq out of a wheel of pyzmq, stripped.
 struct Build {
-    libzmq: &'static str,
+    /// Of its folder: its version, and what tells it from others of that version.
+    name: &'static str,
     pyzmq: &'static str,
     /// Version of Python, its ABI, platform: they choose the wheel.
     tags: [&'static str; 3],
@@ -34,22 +35,23 @@ struct Build {
 const PYTHON_27: [&str; 3] = ["27", "cp27mu", "manylinux1_x86_64"];
 const PYTHON_36: [&str; 3] = ["36", "cp36m", "manylinux1_x86_64"];
 
-/// One of each layout of libzmq's structures that such wheels have.
-const BUILDS: [Build; 8] = [
+/// One of each layout of libzmq's structures that wheels have. All but the last are compiled with the old std::string,
+/// which shifts offsets.
+const BUILDS: [Build; 9] = [
     Build {
-        libzmq: "4.1.5",
+        name: "4.1.5",
         pyzmq: "15.4.0",
         tags: PYTHON_27,
         files: &[["libzmq-feeff037.so.5.0.1", "6ff4b7e5946881aa3e0e7ce933983bba85d3920060cfde855b29012d993bbad3"]],
     },
     Build {
-        libzmq: "4.1.6",
+        name: "4.1.6",
         pyzmq: "16.0.4",
         tags: PYTHON_27,
         files: &[["libzmq-0576c57a.so.5.0.2", "cb7aaf9561215aff38651ded6e338be1cc4f649d0860b478572b61affdc30cd8"]],
     },
     Build {
-        libzmq: "4.2.5",
+        name: "4.2.5",
         pyzmq: "17.1.2",
         tags: PYTHON_27,
         files: &[
@@ -58,7 +60,7 @@ const BUILDS: [Build; 8] = [
         ],
     },
     Build {
-        libzmq: "4.3.1",
+        name: "4.3.1",
         pyzmq: "18.0.1",
         tags: PYTHON_27,
         files: &[
@@ -67,7 +69,7 @@ const BUILDS: [Build; 8] = [
         ],
     },
     Build {
-        libzmq: "4.3.2",
+        name: "4.3.2",
         pyzmq: "18.1.1",
         tags: PYTHON_27,
         files: &[
@@ -76,7 +78,7 @@ const BUILDS: [Build; 8] = [
         ],
     },
     Build {
-        libzmq: "4.3.3",
+        name: "4.3.3",
         pyzmq: "20.0.0",
         tags: PYTHON_36,
         files: &[
@@ -85,7 +87,7 @@ const BUILDS: [Build; 8] = [
         ],
     },
     Build {
-        libzmq: "4.3.4",
+        name: "4.3.4",
         pyzmq: "24.0.1",
         tags: PYTHON_36,
         files: &[
@@ -94,7 +96,16 @@ const BUILDS: [Build; 8] = [
         ],
     },
     Build {
-        libzmq: "4.3.5",
+        name: "4.3.5-old-abi",
+        pyzmq: "26.4.0",
+        tags: ["38", "cp38", "manylinux2010_x86_64"],
+        files: &[
+            ["libzmq-7537d61f.so.5.2.5", "91c833a29f71850d33dfac1f34c944fdcf4ee558f684ef09d3da617938162bfa"],
+            ["libsodium-c854a0af.so.26.2.0", "e4a767a58e592d2642d85f3eec91503bd21925ee05cc850ca3a8105047a15762"],
+        ],
+    },
+    Build {
+        name: "4.3.5",
         pyzmq: PYZMQ_VERSION,
         tags: ["311", "cp311", "manylinux_2_28_x86_64"],
         files: &[
@@ -252,12 +263,12 @@ fn is_pinned(file: &Path, sha256: &str) -> bool {
     fs::read(file).is_ok_and(|bytes| hash::sha256(&bytes) == sha256)
 }
 
-/// Releases of libzmq to run C programs with: target/libzmq/VERSION for LD_LIBRARY_PATH. After [`python`].
+/// Builds of libzmq to run C programs with: target/libzmq/NAME for LD_LIBRARY_PATH. After [`python`].
 pub fn libzmq_builds(tree: &Tree) -> Result<()> {
     for build in &BUILDS {
-        let folder = tree.target().join("libzmq").join(build.libzmq);
+        let folder = tree.target().join("libzmq").join(build.name);
         if !is_unpacked(build, &folder) {
-            eprintln!("fetching libzmq {} from pyzmq {}", build.libzmq, build.pyzmq);
+            eprintln!("fetching libzmq {} from pyzmq {}", build.name, build.pyzmq);
             fetch_build(tree, build, &folder)?;
         }
     }
@@ -304,6 +315,7 @@ fn fetch_build(tree: &Tree, build: &Build, folder: &Path) -> Result<()> {
     let reported = stdout(
         Command::new(&python).args(["-c", REPORT]).arg(folder.join(LIBZMQ_SONAME)).env("LD_LIBRARY_PATH", folder),
     )?;
-    ensure!(reported == build.libzmq, "the libzmq of pyzmq {} says that it is {reported}", build.pyzmq);
+    let version = build.name.split('-').next();
+    ensure!(version == Some(&reported), "the libzmq of pyzmq {} says that it is {reported}", build.pyzmq);
     Ok(())
 }
