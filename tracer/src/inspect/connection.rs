@@ -30,6 +30,12 @@ const ENGINE_BYTES: usize = 1712;
 /// All that a socket owns.
 #[derive(Debug, Default)]
 pub struct Owned {
+    /// What it was bound and connected to: the name, and the listener or session that came of it.
+    endpoints: Vec<(Bytes, u64)>,
+    /// What it was connected to by inproc: the name, and the pipe that came of it.
+    pub inproc_endpoints: Vec<(Bytes, u64)>,
+    /// The pipes that it knows, sessions' and inproc ones.
+    pub pipes: Vec<u64>,
     listeners: Vec<Listener>,
     /// In the order of libzmq's own set of them.
     pub sessions: Vec<Session>,
@@ -116,17 +122,23 @@ impl Session {
 }
 
 impl Reader<'_> {
-    /// What the socket at `handle` owns; `None` when its set of that is being changed.
+    /// What the socket at `handle` owns; `None` when some of it is being changed.
     pub fn owned(&self, handle: u64) -> Option<Owned> {
-        let mut owned = Owned::default();
-        let mut children: Vec<u64> = self.endpoints(handle).into_iter().map(|(_, owner)| owner).collect();
-        children.extend(self.set(handle.checked_add(self.layout.own_owned)?)?);
+        let layout = self.layout;
+        let mut owned = Owned {
+            endpoints: self.names(handle.checked_add(layout.socket_endpoints)?)?,
+            inproc_endpoints: self.names(handle.checked_add(layout.socket_inprocs)?)?,
+            pipes: cxx::vector(self.subject.image, handle.checked_add(layout.socket_pipes)?)?,
+            ..Owned::default()
+        };
+        let mut children: Vec<u64> = owned.endpoints.iter().map(|(_, owner)| *owner).collect();
+        children.extend(self.set(handle.checked_add(layout.own_owned)?)?);
         children.sort_unstable();
         children.dedup();
         for child in children.into_iter().filter_map(|address| self.child(address, handle)) {
             if let Some(fd) = self.listener(&child, handle) {
                 owned.listeners.push(Listener { address: child.address, fd });
-                for accepted in self.set(child.address + self.layout.own_owned)? {
+                for accepted in self.set(child.address + layout.own_owned)? {
                     let Some(session) = self.child(accepted, child.address) else { continue };
                     owned.sessions.extend(self.session(&session, handle, Some(child.address)));
                 }
@@ -135,6 +147,11 @@ impl Reader<'_> {
             }
         }
         Some(owned)
+    }
+
+    /// A `std::multimap` from names to pairs that begin with a pointer.
+    fn names(&self, address: u64) -> Option<Vec<(Bytes, u64)>> {
+        cxx::tree(self.subject.image, address)?.into_iter().map(|node| self.named(node)).collect()
     }
 
     /// The elements of a `std::set` of pointers.
@@ -292,8 +309,8 @@ impl Reader<'_> {
         bound: &BTreeMap<Bytes, u64>,
     ) {
         let mut endpoints: HashMap<u64, String> = HashMap::new();
-        for (name, owner) in self.endpoints(state.handle) {
-            let name = text(&name);
+        for (name, owner) in &owned.endpoints {
+            let (name, owner) = (text(name), *owner);
             let listener = owned.listeners.iter().find(|listener| listener.address == owner);
             let session = owned.sessions.iter().find(|session| session.address == owner);
             let role = if listener.is_some() { Role::Bind } else { Role::Connect };
@@ -333,12 +350,6 @@ impl Reader<'_> {
             state.bytes_held = self.bytes_held(&ends);
         }
         state.connections.sort_by_key(|connection| connection.fd);
-    }
-
-    /// Names of the listeners and sessions that binds and connects made, by their addresses.
-    fn endpoints(&self, socket: u64) -> Vec<(Bytes, u64)> {
-        let nodes = cxx::tree(self.subject.image, socket + self.layout.socket_endpoints).unwrap_or_default();
-        nodes.into_iter().filter_map(|node| self.named(node)).collect()
     }
 
     fn session_connection(&self, session: &Session, state: ConnectionState, endpoint: Option<String>) -> Connection {

@@ -128,7 +128,10 @@ impl Reader<'_> {
         let (mut sockets, missing) = self.sockets_and_what_they_own(found, handles);
         look.unread += missing;
         self.add_watched(&mut sockets);
-        let names = self.bound_names();
+        let names = self.bound_names().unwrap_or_else(|| {
+            look.unread += 1;
+            BTreeMap::new()
+        });
         let mut inproc = self.inproc(&sockets, &names);
         let states = sockets.into_iter().map(|(handle, (mut state, owned))| {
             let inproc = inproc.remove(&handle).unwrap_or_default();
@@ -181,13 +184,20 @@ impl Reader<'_> {
         }
     }
 
-    /// Names that inproc sockets of the context are bound to, and the sockets.
-    fn bound_names(&self) -> BTreeMap<Bytes, u64> {
-        let nodes = cxx::tree(self.subject.image, self.context + self.layout.ctx_endpoints).unwrap_or_default();
-        nodes.into_iter().filter_map(|node| self.named(node)).collect()
+    /// Names that inproc sockets of the context are bound to, and the sockets. `None` when they are changed each time
+    /// that they are read.
+    fn bound_names(&self) -> Option<BTreeMap<Bytes, u64>> {
+        let address = self.context + self.layout.ctx_endpoints;
+        let read = || cxx::tree(self.subject.image, address)?.into_iter().map(|node| self.named(node)).collect();
+        (0..TRIES).find_map(|round| {
+            if round > 0 {
+                self.subject.image.refresh();
+            }
+            read()
+        })
     }
 
-    /// A node of a map from strings to pointers: both, and what stands behind the pointer is at the returned object.
+    /// A node of a map from strings to what begins with a pointer: both.
     pub fn named(&self, node: u64) -> Option<(Bytes, u64)> {
         let value = cxx::NODE_VALUE + cxx::string_bytes(self.layout.strings);
         let object = self.subject.image.object(node, (value + 8) as usize)?;

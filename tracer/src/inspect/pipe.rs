@@ -14,7 +14,10 @@ use super::{
     image::Object,
     layouts::{OBJECT_CTX, PIPE_IN, PIPE_OUT},
 };
-use crate::event::{Connection, ConnectionState, Pipes, Role};
+use crate::{
+    constants,
+    event::{Connection, ConnectionState, Pipes, Role},
+};
 
 /// A `pipe_t` is not longer than this, up to the last member that is read, in any layout.
 const PIPE_BYTES: usize = 240;
@@ -117,12 +120,10 @@ impl Reader<'_> {
         let mut connections: HashMap<u64, Vec<(Ends, Connection)>> = HashMap::new();
         let mut unattached = Vec::new();
         let mut attached = HashSet::new();
-        for handle in sockets.keys() {
-            let names = self.connected_names(*handle);
-            let pipes = cxx::vector(self.subject.image, handle + self.layout.socket_pipes).unwrap_or_default();
-            for pipe in pipes.into_iter().filter(|pipe| !of_sessions.contains(pipe)) {
-                let Some((ends, peer)) = self.inproc_pipe(pipe, *handle, sockets) else { continue };
-                let name = names.get(&pipe);
+        for (handle, (_, owned)) in sockets {
+            for pipe in owned.pipes.iter().filter(|pipe| !of_sessions.contains(pipe)) {
+                let Some((ends, peer)) = self.inproc_pipe(*pipe, *handle, sockets) else { continue };
+                let name = owned.inproc_endpoints.iter().find(|(_, own)| own == pipe).map(|(name, _)| name);
                 let role = if name.is_some() { Role::Connect } else { Role::Bind };
                 let bound_socket = name.and_then(|name| bound.get(name)).copied();
                 let peer = peer.or(bound_socket);
@@ -156,6 +157,13 @@ impl Reader<'_> {
             }
         }
         self.name_bound_ends(&mut connections);
+        for (ends, connection) in connections.values_mut().flatten() {
+            // inproc sockets tell each other no more than their routing ids: the rest is known from the peer itself.
+            let peer = connection.peer_handle.and_then(|peer| sockets.get(&peer)).map(|(state, _)| state);
+            connection.peer_type = peer.and_then(|peer| constants::socket_type(peer.socket_type?)).map(str::to_owned);
+            let own_id = peer.and_then(|peer| peer.options.routing_id.clone()).filter(|id| !id.is_empty());
+            connection.peer_identity = self.routing_id(*ends).or(own_id);
+        }
         connections
     }
 
@@ -185,12 +193,6 @@ impl Reader<'_> {
         let peer = sink.checked_sub(layout.socket_pipe_events).filter(|peer| sockets.contains_key(peer));
         // A session whose socket is being closed is no inproc peer.
         (sink == 0 || peer.is_some()).then_some((ends, peer))
-    }
-
-    /// The names that an inproc socket connected to, by its pipe.
-    fn connected_names(&self, socket: u64) -> HashMap<u64, Bytes> {
-        let nodes = cxx::tree(self.subject.image, socket + self.layout.socket_inprocs).unwrap_or_default();
-        nodes.into_iter().filter_map(|node| self.named(node)).map(|(name, pipe)| (pipe, name)).collect()
     }
 
     /// Bytes of the messages that wait in these pipes; `None` when that is too much to add up, or unreadable.
