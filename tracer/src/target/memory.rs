@@ -2,6 +2,8 @@
 
 use std::io;
 
+const PAGE_BYTES: usize = 4096;
+
 /// The memory of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
@@ -29,6 +31,25 @@ impl Memory {
             Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
             Err(_) => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Fills `buffer` from `address` up to the first page that cannot be read, and returns how much that was.
+    pub(super) fn read_pages(&self, address: u64, buffer: &mut [u8]) -> usize {
+        // The most that one call takes: IOV_MAX of linux/uio.h (UIO_MAXIOV).
+        const MAX_PAGES: usize = 1024;
+        let mut pages = Vec::new();
+        let mut offset = 0;
+        while offset < buffer.len() && pages.len() < MAX_PAGES {
+            let Some(start) = address.checked_add(offset as u64) else { break };
+            let len = (PAGE_BYTES - start as usize % PAGE_BYTES).min(buffer.len() - offset);
+            pages.push(libc::iovec { iov_base: start as *mut _, iov_len: len });
+            offset += len;
+        }
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: offset };
+        let remote = (pages.as_ptr(), pages.len() as libc::c_ulong);
+        // SAFETY: `local` is a live buffer of at least that length; the kernel checks the remote addresses.
+        let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, remote.0, remote.1, 0) };
+        usize::try_from(read).unwrap_or(0)
     }
 
     /// The little-endian word at `address`.

@@ -7,6 +7,9 @@ mod libzmq;
 mod memory;
 mod privileges;
 mod prologue;
+pub mod python;
+pub mod stack;
+pub mod threads;
 
 use std::{
     collections::HashMap,
