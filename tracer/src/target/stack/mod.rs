@@ -114,11 +114,11 @@ impl Unwinder {
     pub fn unwind(&mut self, tid: u32, registers: Option<&Registers>) -> Option<Addresses> {
         for _ in 0..TRIES {
             let before = self.moment(tid)?;
-            let same = |registers: &&Registers| {
-                (registers.sp, registers.ip) == (before.sp, before.pc)
-                    && registers.times_run.is_none_or(|times_run| times_run == before.times_run)
+            // Where the kernel does not say how often it ran, they may be another moment's.
+            let of_this_sleep = |registers: &&Registers| {
+                (registers.times_run, registers.sp, registers.ip) == (Some(before.times_run), before.sp, before.pc)
             };
-            let bp = registers.filter(same).map(|registers| registers.bp);
+            let bp = registers.filter(of_this_sleep).map(|registers| registers.bp);
             let addresses = self.walk(before.pc, before.sp, bp);
             if self.moment(tid)? == before {
                 return Some(addresses);
@@ -168,7 +168,10 @@ impl Unwinder {
                 Step::Caller { address } if registers.get(RSP) > sp_before => {
                     at = CodeAddress { address, exact: false };
                 }
-                Step::Interrupted { address } if registers.get(RSP) > sp_before => {
+                Step::Interrupted { address } => {
+                    // The handler may have had a stack of its own.
+                    let Some(sp) = registers.get(RSP) else { break };
+                    stack = StackReader::new(&self.memory, sp);
                     // What the kernel made the handler return to is no call's end either.
                     if let Some(trampoline) = addresses.frames.last_mut() {
                         trampoline.exact = true;
@@ -179,7 +182,7 @@ impl Unwinder {
                     addresses.truncated = false;
                     break;
                 }
-                Step::Caller { .. } | Step::Interrupted { .. } | Step::Unknown => break,
+                Step::Caller { .. } | Step::Unknown => break,
             }
         }
         addresses
