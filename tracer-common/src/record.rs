@@ -327,9 +327,73 @@ pub struct SocketAddress {
     pub padding: u32,
 }
 
+/// What the iterator over tasks says of one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskRecord {
+    /// Thread.
+    pub tid: u32,
+    /// Process.
+    pub tgid: u32,
+    /// Where it entered the kernel; of no meaning for one that runs.
+    pub ip: u64,
+    /// Stack pointer there.
+    pub sp: u64,
+    /// Frame pointer there.
+    pub bp: u64,
+    /// How often it was given a CPU; 0: not known.
+    pub times_run: u64,
+    /// When it was last given one, on the scheduler's clock; 0: not known.
+    pub arrival_ns: u64,
+    /// How long it then ran.
+    pub ran_ns: u64,
+    /// When the thread that reads this was last given a CPU, on the scheduler's clock; 0: not known.
+    pub reader_arrival_ns: u64,
+    /// CLOCK_MONOTONIC, after that.
+    pub now_ns: u64,
+}
+
+/// Where a kernel keeps what [`TaskRecord`] has: offsets in `task_struct`, bytes, or [`ABSENT`](Self::ABSENT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskLayout {
+    /// `pid`: the thread's number.
+    pub pid: u32,
+    /// `tgid`.
+    pub tgid: u32,
+    /// `policy`.
+    pub policy: u32,
+    /// `sched_info.pcount`.
+    pub times_run: u32,
+    /// `sched_info.last_arrival`.
+    pub arrival_ns: u32,
+    /// `se.sum_exec_runtime`: how long it has run since it began.
+    pub ran_ns: u32,
+    /// `se.prev_sum_exec_runtime`: the same when it was last given a CPU, for threads of the fair policies.
+    pub ran_before_ns: u32,
+}
+
+impl TaskLayout {
+    /// The kernel has no such field.
+    pub const ABSENT: u32 = u32::MAX;
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self {
+        pid: Self::ABSENT,
+        tgid: Self::ABSENT,
+        policy: Self::ABSENT,
+        times_run: Self::ABSENT,
+        arrival_ns: Self::ABSENT,
+        ran_ns: Self::ABSENT,
+        ran_before_ns: Self::ABSENT,
+    };
+}
+
 #[cfg(feature = "user")]
 mod user {
-    use super::{CallRecord, CallTotals, SocketAddress, TargetConfig, ThreadRecord, ThreadSlot, TotalsKey};
+    use super::{
+        CallRecord, CallTotals, SocketAddress, TargetConfig, TaskLayout, TaskRecord, ThreadRecord, ThreadSlot,
+        TotalsKey,
+    };
 
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for CallRecord {}
@@ -339,6 +403,10 @@ mod user {
     unsafe impl aya::Pod for SocketAddress {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for TargetConfig {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for TaskLayout {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for TaskRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for ThreadRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -380,6 +448,8 @@ mod tests {
         assert_eq!(DATA_HEADER_BYTES, 16);
         assert_eq!(size_of::<TotalsKey>(), 24);
         assert_eq!(size_of::<ThreadRecord>(), 40);
+        assert_eq!(size_of::<TaskRecord>(), 72);
+        assert_eq!(size_of::<TaskLayout>(), 28);
         assert_eq!(size_of::<LibraryConfig>(), 80);
         assert_eq!(size_of::<TargetConfig>(), 16 + 80 * MAX_LIBRARIES);
     }

@@ -2,7 +2,7 @@
 //!
 //! The kernel side filters, stamps, copies and counts; userspace thinks. `calls` sits on libzmq's
 //! functions, `process` on the life of threads and programs, `totals` counts for `stat`; `maps` holds all
-//! that is shared. Nothing here wakes the reader: it comes on its own timer.
+//! that is shared. `registers` stands apart: it lists where threads are, when it is asked to. Nothing here wakes the reader: it comes on its own timer.
 
 #![no_std]
 #![no_main]
@@ -14,6 +14,7 @@ mod calls;
 mod maps;
 mod memory;
 mod process;
+mod registers;
 mod threads;
 mod totals;
 

@@ -12,6 +12,9 @@ use crate::{ebpf, setup, workloads};
 /// Tests that need what PyPI and npm serve look at this variable, and say that they were left out.
 const NO_EXTERNAL: &str = "ZMQTRACE_NO_EXTERNAL";
 
+/// What the tests compare stacks with.
+const DEBIAN_PACKAGES: [&str; 1] = ["gdb"];
+
 /// Runs every stage; the first failure ends it. `arguments` go to `cargo test`.
 pub fn test(tree: &Tree, external: bool, arguments: &[String]) -> Result<()> {
     let begin = Instant::now();
@@ -35,7 +38,10 @@ pub fn test(tree: &Tree, external: bool, arguments: &[String]) -> Result<()> {
         run(cargo(&tree.root).args(["doc", "--locked", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     stage("BPF object", || ebpf::check(tree))?;
-    stage("workloads", || workloads::prepare(tree, external))?;
+    stage("workloads", || {
+        setup::packages(&DEBIAN_PACKAGES)?;
+        workloads::prepare(tree, external)
+    })?;
     stage("tests", || {
         // `ip`, for network namespaces.
         setup::packages(&["iproute2"])?;

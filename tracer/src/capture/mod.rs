@@ -7,6 +7,7 @@ mod in_flight;
 mod order;
 mod program;
 mod record;
+pub mod registers;
 pub mod snapshot;
 mod sys;
 mod totals;

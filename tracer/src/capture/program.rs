@@ -13,11 +13,14 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 
-use super::sys::{self, AttachType};
+use super::sys::{self, AttachType, ProgramKind};
 use crate::error::Error;
 
 /// The object that `cargo xtask build-ebpf` makes from `tracer-ebpf`, with its alignment.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/zmqtrace.bpf.o");
+
+/// The section of constants, and the map that is made of it.
+const CONSTANTS: &str = ".rodata";
 
 /// Values of the constants in `tracer-ebpf/src/maps.rs`.
 #[derive(Debug, Clone, Copy)]
@@ -109,16 +112,7 @@ impl Object {
             .collect();
         object.relocate_maps(maps.into_iter(), &text).map_err(|error| LoadError::Object(error.to_string()))?;
         object.relocate_calls(&text).map_err(|error| LoadError::Object(error.to_string()))?;
-        let program = object.programs.get(name).ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
-        let function = object
-            .functions
-            .get(&program.function_key())
-            .ok_or_else(|| LoadError::Object(format!("no code for {name}")))?;
-        let mut log = Vec::new();
-        sys::load_program(name, &function.instructions, attach, &mut log).map_err(|error| {
-            log.truncate(memchr::memchr(0, &log).unwrap_or(log.len()));
-            LoadError::Kernel(error, String::from_utf8_lossy(&log).into_owned())
-        })
+        load(&object, name, ProgramKind::Uprobe(attach))
     }
 
     /// A handle of its own on a map, for the system calls that aya does not make.
@@ -128,7 +122,37 @@ impl Object {
     }
 }
 
-/// Why a program was not loaded under another attach type.
+/// Loads one program of the object alone, one that uses no map but the constants. `constants` are set first.
+pub fn load_alone(name: &str, kind: ProgramKind, constants: &[(&str, &[u8])]) -> Result<OwnedFd, LoadError> {
+    let invalid = |error: &dyn std::fmt::Display| LoadError::Object(error.to_string());
+    let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| invalid(&error))?;
+    let key = object.programs.get(name).ok_or_else(|| invalid(&format!("no program {name}")))?.function_key();
+    object.functions.retain(|function, _| *function == key);
+    let constants = constants.iter().map(|(constant, value)| (*constant, (*value, true))).collect();
+    object.patch_map_data(constants).map_err(|error| invalid(&error))?;
+    let section = object.maps.get(CONSTANTS).cloned().ok_or_else(|| invalid(&"no constants"))?;
+    let map = sys::create_constants(section.data()).map_err(|error| LoadError::Kernel(error, String::new()))?;
+    object
+        .relocate_maps([(CONSTANTS, map.as_raw_fd(), &section)].into_iter(), &HashSet::new())
+        .map_err(|error| invalid(&error))?;
+    // The program keeps the map.
+    load(&object, name, kind)
+}
+
+fn load(object: &aya_obj::Object, name: &str, kind: ProgramKind) -> Result<OwnedFd, LoadError> {
+    let program = object.programs.get(name).ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
+    let function = object
+        .functions
+        .get(&program.function_key())
+        .ok_or_else(|| LoadError::Object(format!("no code for {name}")))?;
+    let mut log = Vec::new();
+    sys::load_program(name, &function.instructions, kind, &mut log).map_err(|error| {
+        log.truncate(memchr::memchr(0, &log).unwrap_or(log.len()));
+        LoadError::Kernel(error, String::from_utf8_lossy(&log).into_owned())
+    })
+}
+
+/// Why a program was not loaded under another attach type, or alone.
 #[derive(Debug)]
 pub enum LoadError {
     /// The object is not as expected.

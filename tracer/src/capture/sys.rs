@@ -1,5 +1,6 @@
 //! The `bpf` system calls that aya 0.14 does not make: programs with the attach types of
-//! `uprobe_multi`, their links, and reading a map in batches.
+//! `uprobe_multi`, their links, reading a map in batches, and what an iterator over tasks takes without the rest of
+//! the object.
 
 use std::{
     ffi::CString,
@@ -12,7 +13,10 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type::BPF_PROG_TYPE_KPROBE};
+use aya_obj::generated::{
+    BPF_F_RDONLY_PROG, bpf_attach_type::BPF_TRACE_ITER, bpf_attr, bpf_cmd, bpf_insn, bpf_map_type::BPF_MAP_TYPE_ARRAY,
+    bpf_prog_type,
+};
 
 /// Attach types, `enum bpf_attach_type` of `linux/bpf.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +26,18 @@ pub enum AttachType {
     UprobeMulti = 48,
     /// `BPF_TRACE_UPROBE_SESSION`, Linux 6.13.
     UprobeSession = 57,
+}
+
+/// What a program is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgramKind {
+    /// Of uprobes.
+    Uprobe(AttachType),
+    /// An iterator over tasks, whose function `bpf_iter_task` has this number in the kernel's BTF.
+    TaskIterator {
+        /// The number.
+        btf_id: u32,
+    },
 }
 
 /// Flag of a `uprobe_multi` link: at the return.
@@ -55,22 +71,31 @@ fn empty_attr() -> bpf_attr {
     unsafe { zeroed() }
 }
 
-/// `BPF_PROG_LOAD` of a uprobe program.
+/// `BPF_PROG_LOAD`.
 ///
 /// # Errors
 /// The kernel's; its verifier's log is in `log`.
 pub fn load_program(
     name: &str,
     instructions: &[bpf_insn],
-    attach: AttachType,
+    kind: ProgramKind,
     log: &mut Vec<u8>,
 ) -> io::Result<OwnedFd> {
     let attempt = |log: &mut [u8]| {
         let mut attr = empty_attr();
         // SAFETY: the fields of BPF_PROG_LOAD.
         let load = unsafe { &mut attr.__bindgen_anon_3 };
-        load.prog_type = BPF_PROG_TYPE_KPROBE as u32;
-        load.expected_attach_type = attach as u32;
+        match kind {
+            ProgramKind::Uprobe(attach) => {
+                load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
+                load.expected_attach_type = attach as u32;
+            }
+            ProgramKind::TaskIterator { btf_id } => {
+                load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+                load.expected_attach_type = BPF_TRACE_ITER as u32;
+                load.attach_btf_id = btf_id;
+            }
+        }
         load.insns = instructions.as_ptr() as u64;
         load.insn_cnt = instructions.len() as u32;
         load.license = c"Dual MIT/GPL".as_ptr() as u64;
@@ -123,6 +148,72 @@ pub fn link_uprobes(
     multi.pid = pid;
     // SAFETY: BPF_LINK_CREATE returns a new fd.
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })
+}
+
+/// An array of one value that programs cannot change and whose contents the verifier knows: a section of constants.
+///
+/// # Errors
+/// The kernel's.
+pub fn create_constants(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    // SAFETY: the fields of BPF_MAP_CREATE.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = BPF_MAP_TYPE_ARRAY as u32;
+    create.key_size = size_of::<u32>() as u32;
+    create.value_size = bytes.len() as u32;
+    create.max_entries = 1;
+    create.map_flags = BPF_F_RDONLY_PROG;
+    // SAFETY: BPF_MAP_CREATE returns a new fd.
+    let map = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })?;
+
+    let key = 0u32;
+    let mut attr = empty_attr();
+    // SAFETY: the fields of BPF_MAP_UPDATE_ELEM.
+    let update = unsafe { &mut attr.__bindgen_anon_2 };
+    update.map_fd = map.as_raw_fd() as u32;
+    update.key = &raw const key as u64;
+    update.__bindgen_anon_1.value = bytes.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr)?;
+
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr)?;
+    Ok(map)
+}
+
+/// `union bpf_iter_link_info` of an iterator over tasks: its `task`, which aya-obj's bindings lack.
+#[repr(C)]
+struct TaskIteratorInfo {
+    tid: u32,
+    pid: u32,
+    pid_fd: u32,
+}
+
+/// Makes an iterator over the tasks of one process, ready to be read. Kernels before 6.1 iterate over all tasks:
+/// `EINVAL`, or they take no notice of `pid`.
+///
+/// # Errors
+/// The kernel's.
+pub fn iterate_tasks(program: BorrowedFd<'_>, pid: Option<u32>) -> io::Result<std::fs::File> {
+    let info = TaskIteratorInfo { tid: 0, pid: pid.unwrap_or(0), pid_fd: 0 };
+    let mut attr = empty_attr();
+    // SAFETY: the fields of BPF_LINK_CREATE.
+    let create = unsafe { &mut attr.link_create };
+    create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    create.attach_type = BPF_TRACE_ITER as u32;
+    if pid.is_some() {
+        // SAFETY: the fields of an iterator's link.
+        let iterator = unsafe { &mut create.__bindgen_anon_3.__bindgen_anon_1 };
+        iterator.iter_info = &raw const info as u64;
+        iterator.iter_info_len = size_of::<TaskIteratorInfo>() as u32;
+    }
+    // SAFETY: BPF_LINK_CREATE returns a new fd.
+    let link = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })?;
+
+    let mut attr = empty_attr();
+    attr.iter_create.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: BPF_ITER_CREATE returns a new fd.
+    bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr).map(|fd| unsafe { owned(fd) }.into())
 }
 
 /// Reads up to `keys.len()` entries of a hash map into `keys` and `values`, from the start. Returns how many,

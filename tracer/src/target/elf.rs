@@ -6,8 +6,8 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 use object::{
     LittleEndian as LE,
     elf::{
-        ELFMAG, EM_X86_64, FileHeader64, PF_X, PT_LOAD, ProgramHeader64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC,
-        STT_GNU_IFUNC, SectionHeader64, Sym64,
+        ELFMAG, EM_X86_64, FileHeader64, PF_X, PT_LOAD, ProgramHeader64, SHF_COMPRESSED, SHN_UNDEF, SHT_DYNSYM,
+        SHT_NOBITS, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC, SectionHeader64, Sym64,
     },
     pod,
     read::elf::FileHeader as _,
@@ -21,6 +21,8 @@ pub struct Elf<'file> {
     file: &'file File,
     segments: Vec<ProgramHeader64<LE>>,
     sections: Vec<SectionHeader64<LE>>,
+    /// Index of the section that holds the sections' names.
+    names: u16,
 }
 
 /// Which symbol table.
@@ -47,6 +49,14 @@ pub struct Symbols {
     names: Vec<u8>,
 }
 
+/// The contents of a section, and where they are loaded.
+#[derive(Debug)]
+pub struct Section {
+    /// In the file's own terms.
+    pub address: u64,
+    pub bytes: Vec<u8>,
+}
+
 /// Why a file is not one of ours.
 pub enum NotElf {
     /// Not ELF, or damaged: of no interest.
@@ -70,6 +80,7 @@ impl<'file> Elf<'file> {
             segments: segments.map_err(|_| NotElf::Other)?,
             // A file without section headers has no symbol table that we could read.
             sections: sections.unwrap_or_default(),
+            names: header.e_shstrndx.get(LE),
         })
     }
 
@@ -83,6 +94,39 @@ impl<'file> Elf<'file> {
             names: read_bytes(self.file, names.sh_offset.get(LE), names.sh_size.get(LE)).ok()?,
             symbols: read_table(self.file, section.sh_offset.get(LE), count).ok()?,
         })
+    }
+
+    /// The section of that name, if the file has its contents.
+    pub fn section(&self, name: &[u8]) -> Option<Section> {
+        let names = self.section_names()?;
+        let section = self.sections.iter().find(|section| is_named(section, name, &names))?;
+        if section.sh_type.get(LE) == SHT_NOBITS || section.sh_flags.get(LE) & u64::from(SHF_COMPRESSED) != 0 {
+            return None;
+        }
+        let bytes = read_bytes(self.file, section.sh_offset.get(LE), section.sh_size.get(LE)).ok()?;
+        Some(Section { address: section.sh_addr.get(LE), bytes })
+    }
+
+    /// Where the section of that name is loaded.
+    pub fn section_address(&self, name: &[u8]) -> Option<u64> {
+        let names = self.section_names()?;
+        let section = self.sections.iter().find(|section| is_named(section, name, &names))?;
+        Some(section.sh_addr.get(LE))
+    }
+
+    /// Size of the file's debug information; 0 where it does not tell lines.
+    pub fn debug_bytes(&self) -> u64 {
+        let Some(names) = self.section_names() else { return 0 };
+        if !self.sections.iter().any(|section| is_named(section, b".debug_line", &names)) {
+            return 0;
+        }
+        let is_debug = |section: &&SectionHeader64<LE>| name_of(section, &names).starts_with(b".debug_");
+        self.sections.iter().filter(is_debug).fold(0, |sum, section| sum.saturating_add(section.sh_size.get(LE)))
+    }
+
+    fn section_names(&self) -> Option<Vec<u8>> {
+        let names = self.sections.get(usize::from(self.names))?;
+        read_bytes(self.file, names.sh_offset.get(LE), names.sh_size.get(LE)).ok()
     }
 
     /// Offset in the file of what is mapped at `address`.
@@ -160,6 +204,16 @@ impl Symbols {
         }
         self.functions().find(|(found, _)| *found == name.as_bytes()).map(|(_, function)| function)
     }
+}
+
+/// The name of a section, from the table of names; empty where that does not have it.
+fn name_of<'names>(section: &SectionHeader64<LE>, names: &'names [u8]) -> &'names [u8] {
+    let name = names.get(section.sh_name.get(LE) as usize..).unwrap_or_default();
+    &name[..memchr::memchr(0, name).unwrap_or(0)]
+}
+
+fn is_named(section: &SectionHeader64<LE>, name: &[u8], names: &[u8]) -> bool {
+    name_of(section, names) == name
 }
 
 fn read_bytes(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {

@@ -2,6 +2,8 @@
 
 use std::io;
 
+const PAGE_BYTES: usize = 4096;
+
 /// The memory of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
@@ -31,12 +33,22 @@ impl Memory {
         }
     }
 
-    /// Fills `buffer` from `address` as far as memory is mapped, and returns how many bytes that were.
+    /// Fills `buffer` from `address` up to the first page that cannot be read, and returns how much that was.
     pub fn read_some(&self, address: u64, buffer: &mut [u8]) -> usize {
-        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        let remote = libc::iovec { iov_base: address as *mut _, iov_len: buffer.len() };
-        // SAFETY: as in `read`.
-        let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, &raw const remote, 1, 0) };
+        // The most that one call takes: IOV_MAX of linux/uio.h (UIO_MAXIOV).
+        const MAX_PAGES: usize = 1024;
+        let mut pages = Vec::new();
+        let mut offset = 0;
+        while offset < buffer.len() && pages.len() < MAX_PAGES {
+            let Some(start) = address.checked_add(offset as u64) else { break };
+            let len = (PAGE_BYTES - start as usize % PAGE_BYTES).min(buffer.len() - offset);
+            pages.push(libc::iovec { iov_base: start as *mut _, iov_len: len });
+            offset += len;
+        }
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: offset };
+        let remote = (pages.as_ptr(), pages.len() as libc::c_ulong);
+        // SAFETY: `local` is a live buffer of at least that length; the kernel checks the remote addresses.
+        let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, remote.0, remote.1, 0) };
         usize::try_from(read).unwrap_or(0)
     }
 

@@ -9,6 +9,9 @@ mod memory;
 pub mod net;
 mod privileges;
 mod prologue;
+pub mod python;
+pub mod stack;
+pub mod threads;
 
 use std::{
     collections::HashMap,
