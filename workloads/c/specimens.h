@@ -388,7 +388,8 @@ static inline void hear_identity(struct specimen *router)
     router->connections[router->connection_count - 1].peer_identity = copy_text(identity, size);
 }
 
-// A publisher drops what nobody has subscribed to yet, so it repeats its greeting until it is heard.
+// A publisher drops what nobody has subscribed to yet, so it repeats its greeting until it is heard: slowly, since it
+// also drops what is beyond the high-water mark, and the last one must not be.
 // The topic stays: unsubscribing would be one more message on its way.
 static inline void greet_subscriber(struct specimen *publisher, struct specimen *subscriber)
 {
@@ -396,10 +397,10 @@ static inline void greet_subscriber(struct specimen *publisher, struct specimen 
     int size =
         snprintf(topic, sizeof topic, "hello %s to %s", publisher->name, subscriber->name);
     subscribe(subscriber, topic, size);
-    do {
+    zmq_pollitem_t item = {.socket = subscriber->socket, .events = ZMQ_POLLIN};
+    do
         say(publisher, topic, size, 0);
-        sched_yield();
-    } while (zmq_recv(subscriber->socket, heard, sizeof heard, ZMQ_DONTWAIT) < 0);
+    while (zmq_poll(&item, 1, 1) == 0);
     strcat(topic, "!"); // the last one
     say(publisher, topic, size + 1, 0);
     while (zmq_recv(subscriber->socket, heard, sizeof heard, 0) != size + 1)

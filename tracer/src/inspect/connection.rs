@@ -46,7 +46,18 @@ pub struct Owned {
 #[derive(Debug, Clone, Copy)]
 struct Listener {
     address: u64,
-    fd: Option<i32>,
+    watch: Option<Watch>,
+}
+
+/// A fd that an object was found to watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    /// The fd.
+    pub fd: i32,
+    /// The address of the poll entry.
+    entry: u64,
+    /// The base class `i_poll_events` of the object.
+    events: u64,
 }
 
 /// One end of a connection, or of the attempts to make it.
@@ -59,14 +70,14 @@ pub struct Session {
     /// Its pipe to the socket, while there is one.
     pub ends: Option<Ends>,
     engine: Option<Engine>,
-    /// The connecter, and its fd while an attempt is on.
-    connecter: Option<Option<i32>>,
+    /// The connecter, and what it watches while an attempt is on.
+    connecter: Option<Option<Watch>>,
 }
 
 /// What speaks ZMTP on a fd.
 #[derive(Debug, Clone, Copy)]
 pub struct Engine {
-    fd: i32,
+    watch: Watch,
     is_ready: bool,
     metadata: Option<u64>,
 }
@@ -76,8 +87,8 @@ pub struct Engine {
 pub enum Part {
     /// A listener.
     Listener,
-    /// A connecter whose attempt is on, with its fd.
-    Connecter(i32),
+    /// A connecter whose attempt is on.
+    Connecter(Watch),
     /// What speaks ZMTP.
     Engine(Engine),
     /// The session of an engine.
@@ -85,10 +96,20 @@ pub enum Part {
 }
 
 impl Owned {
-    /// Every fd that was found from the socket.
-    pub fn fds(&self) -> Vec<i32> {
-        let listeners = self.listeners.iter().filter_map(|listener| listener.fd);
-        listeners.chain(self.sessions.iter().filter_map(Session::fd)).collect()
+    /// Every fd that was found.
+    pub fn watches(&self) -> Vec<Watch> {
+        let listeners = self.listeners.iter().filter_map(|listener| listener.watch);
+        let sessions = self.sessions.iter().filter_map(Session::watch);
+        listeners.chain(sessions).chain(self.alone.iter().filter_map(Part::watch)).collect()
+    }
+
+    /// Forgets a fd that turned out to be another object's by now.
+    pub fn forget(&mut self, gone: Watch) {
+        for listener in self.listeners.iter_mut().filter(|listener| listener.watch == Some(gone)) {
+            listener.watch = None;
+        }
+        self.sessions.retain(|session| session.watch() != Some(gone));
+        self.alone.retain(|part| part.watch() != Some(gone));
     }
 
     /// Adds what was found by its poll entry.
@@ -104,9 +125,23 @@ impl Owned {
     }
 }
 
+impl Part {
+    const fn watch(&self) -> Option<Watch> {
+        match self {
+            Self::Connecter(watch) => Some(*watch),
+            Self::Engine(engine) => Some(engine.watch),
+            Self::Listener | Self::Session(_) => None,
+        }
+    }
+}
+
 impl Session {
+    fn watch(&self) -> Option<Watch> {
+        self.engine.map(|engine| engine.watch).or(self.connecter.flatten())
+    }
+
     fn fd(&self) -> Option<i32> {
-        self.engine.map(|engine| engine.fd).or(self.connecter.flatten())
+        self.watch().map(|watch| watch.fd)
     }
 
     /// `None`: it is gone, or comes to life only now.
@@ -136,8 +171,8 @@ impl Reader<'_> {
         children.sort_unstable();
         children.dedup();
         for child in children.into_iter().filter_map(|address| self.child(address, handle)) {
-            if let Some(fd) = self.listener(&child, handle) {
-                owned.listeners.push(Listener { address: child.address, fd });
+            if let Some(watch) = self.listener(&child, handle) {
+                owned.listeners.push(Listener { address: child.address, watch });
                 for accepted in self.set(child.address + layout.own_owned)? {
                     let Some(session) = self.child(accepted, child.address) else { continue };
                     owned.sessions.extend(self.session(&session, handle, Some(child.address)));
@@ -170,25 +205,27 @@ impl Reader<'_> {
         is_ours.then_some(child)
     }
 
-    /// If the object is a listener of the socket: its fd, if it has one.
-    fn listener(&self, object: &Object, socket: u64) -> Option<Option<i32>> {
+    /// If the object is a listener of the socket: what it watches, if that is anything.
+    fn listener(&self, object: &Object, socket: u64) -> Option<Option<Watch>> {
         let layout = self.layout;
         let kinds = [
             (layout.tcp_listener_s, layout.tcp_listener_handle, layout.tcp_listener_socket, layout.tcp_listener_events),
             (layout.ipc_listener_s, layout.ipc_listener_handle, layout.ipc_listener_socket, layout.ipc_listener_events),
         ];
         kinds.into_iter().find_map(|(s, handle, owner, events)| {
-            let fd = object.i32(s)?;
-            let is_listener = object.u64(owner)? == socket
-                && (fd < 0 || self.watches(object.u64(handle)?, fd, object.address + events));
-            is_listener.then_some((fd >= 0).then_some(fd))
+            let fd = object.i32(s).filter(|_| object.u64(owner) == Some(socket))?;
+            let watch = Watch { fd, entry: object.u64(handle)?, events: object.address + events };
+            match fd {
+                ..0 => Some(None),
+                _ => self.is_on(watch).then_some(Some(watch)),
+            }
         })
     }
 
-    /// Whether there is a poll entry at `entry` of this fd and object.
-    fn watches(&self, entry: u64, fd: i32, events: u64) -> bool {
-        let entry = Entry::read(self.subject, entry);
-        entry.is_some_and(|entry| entry.fd == fd && entry.events == events)
+    /// Whether there still is such a poll entry.
+    pub fn is_on(&self, watch: Watch) -> bool {
+        let entry = Entry::read(self.subject, watch.entry);
+        entry.is_some_and(|entry| entry.fd == watch.fd && entry.events == watch.events)
     }
 
     /// The session, if the object is one of the socket.
@@ -215,12 +252,15 @@ impl Reader<'_> {
         let layout = self.layout;
         let engine = self.engine_object(address)?;
         if engine.u64(layout.engine_session) == Some(session) {
-            let fd = engine.i32(layout.engine_s)?;
-            return self.watches(engine.u64(layout.engine_handle)?, fd, address).then(|| self.progress(&engine, fd));
+            let watch =
+                Watch { fd: engine.i32(layout.engine_s)?, entry: engine.u64(layout.engine_handle)?, events: address };
+            return self.is_on(watch).then(|| self.progress(&engine, watch));
         }
         let (s, owner) = (layout.udp_s?, layout.udp_session?);
         let fd = engine.i32(s).filter(|fd| *fd >= 0)?;
-        (engine.u64(owner)? == session).then_some(Engine { fd, is_ready: true, metadata: None })
+        let watch = Watch { fd, entry: engine.u64(layout.udp_handle?)?, events: address };
+        let is_udp = engine.u64(owner)? == session && self.is_on(watch);
+        is_udp.then_some(Engine { watch, is_ready: true, metadata: None })
     }
 
     fn engine_object(&self, address: u64) -> Option<Object> {
@@ -230,31 +270,37 @@ impl Reader<'_> {
 
     /// How far the handshake is: behind the greeting comes the mechanism's part, which ends with the metadata. Peers
     /// that speak ZMTP 1 or 2, and raw ones, have no mechanism.
-    fn progress(&self, engine: &Object, fd: i32) -> Engine {
+    fn progress(&self, engine: &Object, watch: Watch) -> Engine {
         let layout = self.layout;
         let word = |offset: u64| engine.u64(offset).filter(|word| *word != 0);
         let metadata = word(layout.engine_metadata);
         let has_greeted = engine.bool(layout.engine_handshaking) == Some(false);
         let is_ready = has_greeted && (metadata.is_some() || word(layout.engine_mechanism).is_none());
-        Engine { fd, is_ready, metadata }
+        Engine { watch, is_ready, metadata }
     }
 
-    /// The connecter that a session owns: its fd while an attempt is on.
-    fn connecter(&self, session: u64, socket: u64) -> Option<Option<i32>> {
+    /// The connecter that a session owns: what it watches while an attempt is on.
+    fn connecter(&self, session: u64, socket: u64) -> Option<Option<Watch>> {
         let layout = self.layout;
         self.set(session.checked_add(layout.own_owned)?)?.into_iter().find_map(|child| {
             let child = self.child(child, session)?;
             if child.u64(layout.connecter_socket)? != socket {
                 return None;
             }
-            Some(child.i32(layout.connecter_s).filter(|fd| *fd >= 0))
+            let watch = Watch {
+                fd: child.i32(layout.connecter_s)?,
+                entry: child.u64(layout.connecter_handle)?,
+                events: child.address + layout.connecter_events,
+            };
+            Some(Some(watch).filter(|watch| watch.fd >= 0 && self.is_on(*watch)))
         })
     }
 
     /// What watches a fd, and whose it is, told by the object alone. `is_socket`: whether an address is a socket's.
     pub fn part(&self, entry: Entry, is_socket: impl Fn(u64) -> bool) -> Option<(u64, Part)> {
         let layout = self.layout;
-        let Entry { fd, events, .. } = entry;
+        let Entry { fd, events, address } = entry;
+        let watch = Watch { fd, entry: address, events };
         // Up to 4.3.2 engines and connecters keep their fds at the same place: the socket and the entry decide.
         let owner = |base: u64, s: u64, handle: u64, socket: u64| {
             let object = events.checked_sub(base)?;
@@ -266,7 +312,7 @@ impl Reader<'_> {
         let connecter =
             owner(layout.connecter_events, layout.connecter_s, layout.connecter_handle, layout.connecter_socket);
         if let Some(socket) = connecter {
-            return Some((socket, Part::Connecter(fd)));
+            return Some((socket, Part::Connecter(watch)));
         }
         let listener = owner(
             layout.tcp_listener_events,
@@ -289,7 +335,7 @@ impl Reader<'_> {
         let engine = self.engine_object(events)?;
         let session = engine.u64(layout.engine_session).and_then(|session| self.session_of_engine(session, socket));
         let part = session
-            .map_or_else(|| Part::Engine(self.progress(&engine, fd)), |session| Part::Session(Box::new(session)));
+            .map_or_else(|| Part::Engine(self.progress(&engine, watch)), |session| Part::Session(Box::new(session)));
         Some((socket, part))
     }
 
@@ -314,7 +360,8 @@ impl Reader<'_> {
             let listener = owned.listeners.iter().find(|listener| listener.address == owner);
             let session = owned.sessions.iter().find(|session| session.address == owner);
             let role = if listener.is_some() { Role::Bind } else { Role::Connect };
-            let fd = listener.and_then(|listener| listener.fd).or_else(|| session?.fd());
+            let watch = listener.and_then(|listener| listener.watch).or_else(|| session?.watch());
+            let fd = watch.map(|watch| watch.fd);
             if self.detail >= Detail::Names {
                 state.endpoints.push(Endpoint { endpoint: name.clone(), role, fd });
             }
@@ -371,10 +418,10 @@ impl Reader<'_> {
     fn lone_connection(&self, part: &Part) -> Option<Connection> {
         let (fd, state, peer) = match part {
             Part::Listener | Part::Session(_) => return None,
-            Part::Connecter(fd) => (*fd, ConnectionState::Connecting, Peer::default()),
+            Part::Connecter(watch) => (watch.fd, ConnectionState::Connecting, Peer::default()),
             Part::Engine(engine) => {
                 let state = if engine.is_ready { ConnectionState::Ready } else { ConnectionState::Handshake };
-                (engine.fd, state, self.peer(*engine))
+                (engine.watch.fd, state, self.peer(*engine))
             }
         };
         Some(Connection {

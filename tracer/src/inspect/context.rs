@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Detail, Look, Subject, TRIES,
-    connection::Owned,
+    connection::{Owned, Watch},
     cxx,
     epoll::Entry,
     fingerprint,
@@ -172,7 +172,7 @@ impl Reader<'_> {
 
     /// Engines, listeners and connecters that the walk from the sockets did not reach.
     fn add_watched(&self, sockets: &mut Sockets) {
-        let mut seen: BTreeSet<i32> = sockets.values().flat_map(|(_, owned)| owned.fds()).collect();
+        let mut seen: BTreeSet<i32> = fds(sockets).map(|(_, watch)| watch.fd).collect();
         for entry in self.entries {
             if !seen.contains(&entry.fd)
                 && let Some((handle, part)) = self.part(*entry, |handle| sockets.contains_key(&handle))
@@ -180,6 +180,26 @@ impl Reader<'_> {
             {
                 seen.insert(entry.fd);
                 owned.add(part);
+            }
+        }
+        self.forget_gone(sockets);
+    }
+
+    /// A fd that several objects seem to watch was closed and used again while we read: memory as it is now decides
+    /// whose it is.
+    fn forget_gone(&self, sockets: &mut Sockets) {
+        let mut counts: BTreeMap<i32, u32> = BTreeMap::new();
+        fds(sockets).for_each(|(_, watch)| *counts.entry(watch.fd).or_default() += 1);
+        let doubtful: Vec<(u64, Watch)> = fds(sockets).filter(|(_, watch)| counts.get(&watch.fd) > Some(&1)).collect();
+        if doubtful.is_empty() {
+            return;
+        }
+        self.subject.image.refresh();
+        for (handle, watch) in doubtful {
+            if let Some((_, owned)) = sockets.get_mut(&handle)
+                && !self.is_on(watch)
+            {
+                owned.forget(watch);
             }
         }
     }
@@ -203,6 +223,15 @@ impl Reader<'_> {
         let object = self.subject.image.object(node, (value + 8) as usize)?;
         Some((cxx::string(self.subject.image, &object, cxx::NODE_VALUE, self.layout.strings)?, object.u64(value)?))
     }
+}
+
+/// All fds that were found, with the sockets that they are of.
+fn fds(sockets: &Sockets) -> impl Iterator<Item = (u64, Watch)> + '_ {
+    let of_socket = |(handle, (_, owned)): (&u64, &(SocketState, Owned))| {
+        let handle = *handle;
+        owned.watches().into_iter().map(move |watch| (handle, watch))
+    };
+    sockets.iter().flat_map(of_socket)
 }
 
 /// By address: a socket, and what it owns.

@@ -81,7 +81,7 @@ layout! {
         ctx_max_msgsz ctx_blocky ctx_pid
         socket_thread_safe
         opt_connect_timeout opt_heartbeat_ivl opt_heartbeat_timeout
-        udp_s udp_session
+        udp_s udp_handle udp_session
     }
 }
 
