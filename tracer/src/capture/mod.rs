@@ -2,6 +2,7 @@
 //! clocks end here.
 
 mod attach;
+mod blocked;
 mod btf;
 mod in_flight;
 mod order;

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Ending, Events, describe, every, monotonic_ns, or_never, realtime_ns, runtime_error};
+use super::{Ending, Events, blocked::Sleepers, describe, every, monotonic_ns, or_never, realtime_ns, runtime_error};
 use crate::{
     error::Error,
     event::{Connection, End, EndReason, Event, ProcessEnd, Queue, Queues, Snapshot, Start, Tick},
@@ -36,6 +36,8 @@ pub struct Options {
     pub interval: Option<Duration>,
     /// Look at the queues this often.
     pub queues: Option<Duration>,
+    /// Whether stacks are wanted with source files and lines.
+    pub lines: bool,
     /// Stop after this time.
     pub duration: Option<Duration>,
     /// Set when the end is noticed.
@@ -49,6 +51,7 @@ pub struct Snapshots {
     looks: Option<tokio::time::Interval>,
     samples: Option<tokio::time::Interval>,
     deadline: Option<Instant>,
+    sleepers: Sleepers,
     ending: Ending,
     ended: Option<EndReason>,
     started: bool,
@@ -86,6 +89,7 @@ impl Snapshots {
             looks: options.interval.map(every),
             samples: options.queues.map(every),
             deadline: options.duration.map(|duration| Instant::now() + duration),
+            sleepers: Sleepers::default(),
             ending: Ending::new().map_err(|error| runtime_error(&error))?,
             targets,
             options,
@@ -149,7 +153,7 @@ impl Snapshots {
 
     fn look_into(&mut self, pid: u32, round: &mut Round<'_>, events: &mut Vec<Event>) -> Result<(), Error> {
         let Some(target) = self.targets.get(&pid) else { return Ok(()) };
-        match round.look_into(&target.process) {
+        match round.look_into(&target.process, &mut self.sleepers, self.options.lines) {
             Ok(snapshot) => {
                 let nothing_there = snapshot.contexts.is_empty() && target.process.libraries.is_empty();
                 if nothing_there && target.is_asked && !self.options.all {
@@ -242,9 +246,10 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn look_into(&mut self, process: &Process) -> io::Result<Snapshot> {
+    fn look_into(&mut self, process: &Process, sleepers: &mut Sleepers, lines: bool) -> io::Result<Snapshot> {
         let fds = fds::fds(process.pid)?;
         let mut snapshot = take(process, &fds, Detail::All)?;
+        snapshot.blocked = sleepers.find(process, &snapshot.contexts, lines)?;
         for connection in connections(&mut snapshot) {
             let socket = connection.fd.and_then(|fd| self.kernel.get(*fds.sockets.get(&fd)?));
             let Some(socket) = socket else { continue };

@@ -91,6 +91,7 @@ pub fn sockets(arguments: &Sockets) -> Result<(), Error> {
         all: arguments.all,
         interval: arguments.watch,
         queues: arguments.queues,
+        lines: arguments.verbose || common.json,
         duration: common.duration,
         ending: Arc::default(),
     };

@@ -338,6 +338,8 @@ pub struct Blocked {
     pub context: Option<u64>,
     /// Fds that it waits for besides.
     pub fds: Vec<i32>,
+    /// What it sleeps in: `poll`, `futex`; `epoll_wait` of a loop of the program's own, which is no call of libzmq.
+    pub system_call: Option<String>,
     /// The call's own timeout in the kernel, ms; -1: none.
     pub timeout_ms: Option<i32>,
     /// When it last ran, CLOCK_MONOTONIC: it has slept ever since.

@@ -106,6 +106,7 @@ struct BlockedObject<'a> {
     call: Option<&'static str>,
     since_ns: Option<u64>,
     timeout_ms: Option<i32>,
+    system_call: &'a Option<String>,
     sockets: Vec<String>,
     fds: &'a [i32],
     stack: &'a [Frame],
@@ -298,6 +299,7 @@ impl<'a> View<'a> {
             call: blocked.call.map(|call| call.row().name),
             since_ns: blocked.since_ns,
             timeout_ms: blocked.timeout_ms,
+            system_call: &blocked.system_call,
             sockets: blocked
                 .sockets
                 .iter()

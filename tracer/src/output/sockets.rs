@@ -335,7 +335,8 @@ impl View<'_> {
     }
 
     fn describe_blocked(&self, blocked: &Blocked) -> String {
-        let call = blocked.call.map_or("a call", |call| call.row().name);
+        let of_libzmq = blocked.call.map(|call| call.row().name);
+        let call = of_libzmq.or(blocked.system_call.as_deref()).unwrap_or("a call");
         let since = blocked.since_ns.map(|since_ns| self.snapshot.ts_ns.saturating_sub(since_ns));
         let since = since.map(|ns| format!(" for {}", duration(ns))).unwrap_or_default();
         let mut text = format!("BLOCKED: {}[{}/{}] in {call}{since}", blocked.thread, self.pid, blocked.tid);

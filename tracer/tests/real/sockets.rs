@@ -270,3 +270,114 @@ fn everything_while_sockets_come_and_go() {
     assert_census(&truth);
     zoo.finish();
 }
+
+/// Every thread that is said to be blocked, with the objects that it is said to block: by thread.
+fn blocked(found: &Finished) -> BTreeMap<u64, (Value, BTreeSet<String>)> {
+    let mut threads: BTreeMap<u64, (Value, BTreeSet<String>)> = BTreeMap::new();
+    for object in found.objects().iter().filter(|object| !object["blocked"].is_null()) {
+        for thread in list(&object["blocked"]) {
+            let tid = thread["tid"].as_u64().expect("a thread has a number");
+            let known = threads.entry(tid).or_insert_with(|| (thread.clone(), BTreeSet::new()));
+            known.1.insert(text(&object["handle"]).to_owned());
+        }
+    }
+    threads
+}
+
+/// Whether `wanted` are among the functions of a stack, in this order, innermost first.
+fn stack_has(stack: &Value, wanted: &Value) -> bool {
+    let mut functions = list(stack).iter().filter_map(|frame| frame["function"].as_str());
+    list(wanted).iter().all(|wanted| functions.any(|function| Some(function) == wanted.as_str()))
+}
+
+/// Compares threads that a census says are blocked.
+#[track_caller]
+fn assert_blocked(census: &Value, found: &Finished) {
+    let threads = blocked(found);
+    let stated = list(&census["blocked"]);
+    assert!(!stated.is_empty(), "a census without blocked threads proves nothing");
+    for truth in stated {
+        let tid = truth["tid"].as_u64().expect("a number");
+        let (thread, objects) = threads.get(&tid).unwrap_or_else(|| panic!("{truth} was not found in {threads:?}"));
+        for member in ["thread", "call", "timeout_ms"] {
+            assert!(truth[member].is_null() || truth[member] == thread[member], "{member} of {truth}: {thread}");
+        }
+        let handles = list(&truth["sockets"]).iter().chain([&truth["context"]]).filter_map(Value::as_str);
+        assert_eq!(*objects, handles.map(str::to_owned).collect(), "{truth}");
+        assert!(truth["fds"].is_null() || truth["fds"] == thread["fds"], "{truth}: {thread}");
+        assert!(stack_has(&thread["stack"], &truth["functions"]), "{truth}: {}", thread["stack"]);
+        assert_eq!(thread["stack_truncated"], false, "{thread}");
+        assert!(thread["since_ns"].as_u64().is_some_and(|since_ns| since_ns > 0), "{thread}");
+    }
+    let tids: BTreeSet<_> =
+        stated.iter().chain(list(&census["loops"])).filter_map(|truth| truth["tid"].as_u64()).collect();
+    assert_eq!(threads.keys().copied().collect::<BTreeSet<_>>(), tids, "no other thread is blocked");
+}
+
+#[test]
+fn threads_that_hung_before_we_came() {
+    let hung = Workload::c("hung", &[]);
+    let found = look(hung.pid());
+    assert_blocked(&hung.ready, &found);
+    Comparison::new(&found).census(&hung.ready);
+    hung.finish();
+}
+
+#[test]
+fn threads_that_hung_in_other_builds() {
+    for version in OLD_BUILDS {
+        let Some(folder) = made_external(&format!("libzmq/{version}")) else { return };
+        let mut command = Command::new(made("workloads/hung"));
+        let hung = Workload::start(command.env("LD_LIBRARY_PATH", folder));
+        assert_blocked(&hung.ready, &look(hung.pid()));
+        hung.finish();
+    }
+}
+
+#[test]
+fn two_processes_that_wait_for_each_other() {
+    for transport in ["tcp", "ipc"] {
+        let hung = Workload::c("hung", &["--mutual", transport]);
+        let peer = hung.ready["peer"].clone();
+        let peer_pid = peer["pid"].as_u64().expect("the other has a number");
+        let found = look(hung.pid());
+        assert_blocked(&hung.ready, &found);
+        Comparison::new(&found).census(&hung.ready);
+        let both = Tracer::start(["sockets", "--json", "-p", &format!("{},{peer_pid}", hung.pid())]).finish();
+        for census in [&hung.ready, &peer] {
+            let own: Vec<_> =
+                both.of_type("socket").into_iter().filter(|socket| socket["pid"] == census["pid"]).collect();
+            let other = if census == &peer { &hung.ready["pid"] } else { &peer["pid"] };
+            let connections = own.iter().flat_map(|socket| list(&socket["connections"]));
+            let mut seen = 0;
+            for connection in connections.filter(|connection| connection["peer_pid"] == *other) {
+                assert_eq!(connection["peer_type"], "DEALER");
+                assert!(text(&connection["peer_socket"]).starts_with("DEALER#"), "{connection}");
+                seen += 1;
+            }
+            assert_eq!(seen, 1, "{transport}: {own:?}");
+        }
+        hung.finish();
+    }
+}
+
+#[test]
+fn threads_of_a_python_program_and_its_event_loop() {
+    let Some(zoo) = Workload::python("zoo.py", &[]) else { return };
+    let found = look(zoo.pid());
+    assert_blocked(&zoo.ready, &found);
+    let threads = blocked(&found);
+    for truth in list(&zoo.ready["loops"]) {
+        let (thread, objects) = &threads[&truth["tid"].as_u64().expect("a number")];
+        assert_eq!((thread["call"].clone(), text(&thread["system_call"])), (Value::Null, "epoll_wait"));
+        let handles: BTreeSet<_> = list(&truth["sockets"]).iter().map(|handle| text(handle).to_owned()).collect();
+        assert_eq!(*objects, handles, "{truth}");
+    }
+    if cfg!(feature = "python") {
+        for truth in list(&zoo.ready["blocked"]) {
+            let (thread, _) = &threads[&truth["tid"].as_u64().expect("a number")];
+            assert!(stack_has(&thread["python_stack"], &truth["python"]), "{truth}: {}", thread["python_stack"]);
+        }
+    }
+    zoo.finish();
+}

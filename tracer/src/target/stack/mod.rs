@@ -77,6 +77,11 @@ impl CodeAddress {
 }
 
 impl Addresses {
+    /// A function alone, to be named.
+    pub fn of(address: u64) -> Self {
+        Self { frames: vec![CodeAddress { address, exact: true }], truncated: false }
+    }
+
     /// The innermost one is where the thread is, the others are return addresses.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         self.frames.iter().map(|frame| frame.address)
