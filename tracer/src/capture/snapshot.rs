@@ -2,8 +2,9 @@
 //! probe. One look, or one each interval, as a stream of events.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     fs, io,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -65,6 +66,29 @@ struct Target {
     is_asked: bool,
     /// Whether the stream knows it.
     is_introduced: bool,
+    /// The program that it runs: device and inode.
+    program: Option<(u64, u64)>,
+}
+
+impl Target {
+    fn open(pid: u32, is_asked: bool) -> Result<Self, Error> {
+        Ok(Self { program: program(pid), process: Process::open_to_inspect(pid)?, is_asked, is_introduced: false })
+    }
+
+    /// After an exec nothing that is known of it holds.
+    fn reopen_if_replaced(&mut self) {
+        let pid = self.process.pid;
+        if program(pid) != self.program
+            && let Ok(target) = Self::open(pid, self.is_asked)
+        {
+            *self = target;
+        }
+    }
+}
+
+fn program(pid: u32) -> Option<(u64, u64)> {
+    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 /// What happened while we waited.
@@ -82,8 +106,7 @@ impl Snapshots {
     pub fn start(options: Options) -> Result<Self, Error> {
         let mut targets = BTreeMap::new();
         for pid in &options.pids {
-            let process = Process::open_to_inspect(*pid)?;
-            targets.insert(*pid, Target { process, is_asked: true, is_introduced: false });
+            targets.insert(*pid, Target::open(*pid, true)?);
         }
         Ok(Self {
             looks: options.interval.map(every),
@@ -112,37 +135,35 @@ impl Snapshots {
 
     /// Looks into all processes, and into those at the other ends of their connections.
     fn look(&mut self) -> Result<Vec<Event>, Error> {
-        if self.options.all {
-            self.find_all();
-        }
-        let kernel = KernelSockets::read(net::network_namespaces().into_values());
-        let mut round = Round { kernel: &kernel, snapshots: BTreeMap::new(), fds: HashMap::new() };
         let mut events = Vec::new();
-        let pids: Vec<u32> = self.targets.iter().filter(|(_, target)| target.is_asked).map(|(pid, _)| *pid).collect();
-        for pid in pids {
-            self.look_into(pid, &mut round, &mut events)?;
-        }
-        for pid in round.processes_at_other_ends() {
-            let process = match self.targets.remove(&pid) {
-                Some(target) => Some(target),
-                None => Process::open_to_inspect(pid).ok().map(|process| Target {
-                    process,
-                    is_asked: false,
-                    is_introduced: false,
-                }),
-            };
-            if let Some(target) = process {
-                self.targets.insert(pid, target);
+        let (round, kernel) = std::thread::scope(|scope| {
+            // Meanwhile: the kernel's tables take about as long as the rest.
+            let kernel = scope.spawn(|| KernelSockets::read(net::network_namespaces().into_values()));
+            if self.options.all {
+                self.find_all();
+            }
+            let mut round = Round::default();
+            for pid in self.asked() {
                 self.look_into(pid, &mut round, &mut events)?;
             }
+            Ok((round, kernel.join().unwrap_or_default()))
+        })?;
+        let mut round = round;
+        round.describe_connections(&kernel);
+        for pid in round.processes_at_other_ends(&kernel) {
+            if let Entry::Vacant(vacant) = self.targets.entry(pid) {
+                let Ok(target) = Target::open(pid, false) else { continue };
+                vacant.insert(target);
+            }
+            self.look_into(pid, &mut round, &mut events)?;
         }
+        round.describe_connections(&kernel);
         for (pid, snapshot) in round.snapshots {
             if let Some(target) = self.targets.get_mut(&pid)
                 && !target.is_introduced
             {
                 target.is_introduced = true;
-                let process = describe(&target.process, snapshot.ts_ns, target.is_asked);
-                events.push(Event::Process(process));
+                events.push(Event::Process(describe(&target.process, snapshot.ts_ns, target.is_asked)));
             }
             events.push(Event::Snapshot(snapshot));
         }
@@ -151,22 +172,19 @@ impl Snapshots {
         Ok(events)
     }
 
-    fn look_into(&mut self, pid: u32, round: &mut Round<'_>, events: &mut Vec<Event>) -> Result<(), Error> {
-        let Some(target) = self.targets.get(&pid) else { return Ok(()) };
+    fn asked(&self) -> Vec<u32> {
+        self.targets.iter().filter(|(_, target)| target.is_asked).map(|(pid, _)| *pid).collect()
+    }
+
+    fn look_into(&mut self, pid: u32, round: &mut Round, events: &mut Vec<Event>) -> Result<(), Error> {
+        let Some(target) = self.targets.get_mut(&pid) else { return Ok(()) };
+        // Only what was typed can be refused, and only at first: later it just ends.
+        let may_refuse = target.is_asked && !target.is_introduced && !self.options.all;
+        target.reopen_if_replaced();
         match round.look_into(&target.process, &mut self.sleepers, self.options.lines) {
-            Ok(snapshot) => {
-                let nothing_there = snapshot.contexts.is_empty() && target.process.libraries.is_empty();
-                if nothing_there && target.is_asked && !self.options.all {
-                    return Err(target::absence(pid));
-                }
-                if !nothing_there {
-                    round.snapshots.insert(pid, snapshot);
-                }
-                Ok(())
-            }
-            Err(error) if target.is_asked && !target.is_introduced && !self.options.all => {
-                Err(target::look_error(pid, error))
-            }
+            Ok(()) if may_refuse && round.has_nothing(&target.process) => Err(target::absence(pid)),
+            Ok(()) => Ok(()),
+            Err(error) if may_refuse => Err(target::look_error(pid, error)),
             Err(_) => {
                 if self.targets.remove(&pid).is_some_and(|target| target.is_introduced) {
                     events.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid }));
@@ -182,11 +200,10 @@ impl Snapshots {
             if self.targets.contains_key(&pid) {
                 continue;
             }
-            let Ok(process) = Process::open_to_inspect(pid) else { continue };
-            if look_with(&process, &fds, Detail::Queues).contexts.is_empty() {
-                continue;
+            let Ok(target) = Target::open(pid, true) else { continue };
+            if !look_with(&target.process, &fds, Detail::Queues).contexts.is_empty() {
+                self.targets.insert(pid, target);
             }
-            self.targets.insert(pid, Target { process, is_asked: true, is_introduced: false });
         }
     }
 
@@ -239,37 +256,51 @@ impl Events for Snapshots {
 }
 
 /// One look at everything.
-struct Round<'a> {
-    kernel: &'a KernelSockets,
+#[derive(Default)]
+struct Round {
     snapshots: BTreeMap<u32, Snapshot>,
     fds: HashMap<u32, Fds>,
 }
 
-impl Round<'_> {
-    fn look_into(&mut self, process: &Process, sleepers: &mut Sleepers, lines: bool) -> io::Result<Snapshot> {
+impl Round {
+    fn look_into(&mut self, process: &Process, sleepers: &mut Sleepers, lines: bool) -> io::Result<()> {
         let fds = fds::fds(process.pid)?;
         let mut snapshot = take(process, &fds, Detail::All)?;
         snapshot.blocked = sleepers.find(process, &snapshot.contexts, lines)?;
-        for connection in connections(&mut snapshot) {
-            let socket = connection.fd.and_then(|fd| self.kernel.get(*fds.sockets.get(&fd)?));
-            let Some(socket) = socket else { continue };
-            connection.local = socket.local.as_ref().map(ToString::to_string);
-            // What libzmq notes of the peer lacks the port.
-            connection.remote = socket.remote.as_ref().map(ToString::to_string);
-            connection.kernel = Some(socket.to_event());
-        }
+        self.snapshots.insert(process.pid, snapshot);
         self.fds.insert(process.pid, fds);
-        Ok(snapshot)
+        Ok(())
+    }
+
+    /// Whether nothing of ZeroMQ was found in a process.
+    fn has_nothing(&self, process: &Process) -> bool {
+        let contexts = self.snapshots.get(&process.pid).map_or(0, |snapshot| snapshot.contexts.len());
+        contexts == 0 && process.libraries.is_empty()
+    }
+
+    /// Adds what the kernel knows of the connections.
+    fn describe_connections(&mut self, kernel: &KernelSockets) {
+        for (pid, snapshot) in &mut self.snapshots {
+            let Some(fds) = self.fds.get(pid) else { continue };
+            for connection in connections(snapshot).filter(|connection| connection.kernel.is_none()) {
+                let socket = connection.fd.and_then(|fd| kernel.get(*fds.sockets.get(&fd)?));
+                let Some(socket) = socket else { continue };
+                connection.local = socket.local.as_ref().map(ToString::to_string);
+                // What libzmq notes of the peer lacks the port.
+                connection.remote = socket.remote.as_ref().map(ToString::to_string);
+                connection.kernel = Some(socket.to_event());
+            }
+        }
     }
 
     /// The processes, not looked into yet, that hold the other ends of connections. Notes them at the connections.
-    fn processes_at_other_ends(&mut self) -> Vec<u32> {
+    fn processes_at_other_ends(&mut self, kernel: &KernelSockets) -> Vec<u32> {
         let known: HashSet<u64> = self.fds.values().flat_map(|fds| fds.sockets.values().copied()).collect();
         let mut ends: Vec<(u32, u64, u64)> = Vec::new();
         for (pid, snapshot) in &mut self.snapshots {
             for connection in connections(snapshot) {
                 let inode = connection.kernel.as_ref().map(|kernel| kernel.inode);
-                let other = inode.and_then(|inode| self.kernel.other_end(self.kernel.get(inode)?)).map(|end| end.inode);
+                let other = inode.and_then(|inode| kernel.other_end(kernel.get(inode)?)).map(|end| end.inode);
                 if let (Some(inode), Some(other)) = (inode, other.filter(|other| *other != 0 && !known.contains(other)))
                 {
                     ends.push((*pid, inode, other));

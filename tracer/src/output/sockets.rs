@@ -20,7 +20,9 @@ use crate::{
 
 /// Topics that are shown of a socket, unless all are asked for.
 const MAX_TOPICS: usize = 8;
-/// Functions that are shown of a stack, likewise.
+/// Options in a line.
+const OPTIONS_A_LINE: usize = 7;
+/// Functions that are shown of a stack, unless all are asked for.
 const MAX_FUNCTIONS: usize = 4;
 /// The least that a name is cut to.
 const LEAST_NAME: usize = 12;
@@ -295,9 +297,7 @@ impl View<'_> {
         let mut notes = Vec::new();
         let options = options::of(socket).into_iter().filter(|option| self.verbose || !option.is_default());
         let options: Vec<_> = options.map(|option| option.to_string()).collect();
-        if !options.is_empty() {
-            notes.push(options.join(" "));
-        }
+        notes.extend(options.chunks(OPTIONS_A_LINE).map(|line| line.join(" ")));
         if let Some(subscriptions) = &socket.subscriptions {
             let most = if self.verbose { usize::MAX } else { MAX_TOPICS };
             let topics: Vec<_> =
@@ -364,9 +364,14 @@ impl View<'_> {
 
 /// Whether a frame is libzmq's or the C library's, and of no interest to the program's author.
 fn is_libzmqs(frame: &Frame) -> bool {
-    let file = frame.module.as_deref().and_then(|module| module.rsplit('/').next()).unwrap_or_default();
+    let file = file_name(frame).unwrap_or_default();
     let function = frame.function.as_deref().unwrap_or_default();
     file.starts_with("libzmq") || file.starts_with("libc.so") || function.starts_with("zmq")
+}
+
+/// Of the file that a frame's code is in.
+fn file_name(frame: &Frame) -> Option<&str> {
+    frame.module.as_deref().and_then(|module| module.rsplit('/').next())
 }
 
 fn describe_frame(frame: &Frame) -> String {
@@ -374,7 +379,7 @@ fn describe_frame(frame: &Frame) -> String {
     let place = match (&frame.file, frame.line) {
         (Some(file), Some(line)) => format!(" at {file}:{line}"),
         (Some(file), None) => format!(" at {file}"),
-        _ => frame.module.as_ref().map(|module| format!(" in {module}")).unwrap_or_default(),
+        _ => file_name(frame).map(|file| format!(" in {file}")).unwrap_or_default(),
     };
     format!("{function}{place}")
 }

@@ -6,7 +6,9 @@ use std::{fs, io::Write, path::PathBuf};
 use zmqtrace::{
     analysis::{calls::Filter, narrow::Narrow},
     event::Event,
-    output::{JsonStat, JsonTrace, Report, Sink, StatTable, Strace, StraceOptions, TimeFormat},
+    output::{
+        Dot, JsonSockets, JsonStat, JsonTrace, Report, Sink, Sockets, StatTable, Strace, StraceOptions, TimeFormat,
+    },
     world::World,
 };
 
@@ -125,9 +127,22 @@ fn counts_of_the_kernel_with_intervals() {
     assert_is("totals.narrowed.txt", &replay(&events, StatTable::new(publishers, false)));
 }
 
+/// Threads that hang in each way, with two processes that wait for each other, looked into; then their queues.
+#[test]
+fn sockets_of_saved_events() {
+    let events = events("sockets.jsonl");
+    assert_is("sockets.table.txt", &replay(&events, Sockets::new(narrow(), false, false)));
+    assert_is("sockets.verbose.txt", &replay(&events, Sockets::new(narrow(), true, true)));
+    assert_is("sockets.json.txt", &replay(&events, JsonSockets::new(narrow())));
+    assert_is("sockets.dot.txt", &replay(&events, Dot));
+    assert_is("sockets.stat.txt", &replay(&events, StatTable::new(narrow(), false)));
+    let dealers = Narrow { sockets: vec!["DEALER".into()], endpoints: vec!["inproc".into()], ..narrow() };
+    assert_is("sockets.narrowed.txt", &replay(&events, Sockets::new(dealers, false, false)));
+}
+
 #[test]
 fn events_survive_saving() {
-    for event in ["calls.jsonl", "ends.jsonl", "totals.jsonl"].into_iter().flat_map(events) {
+    for event in ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl"].into_iter().flat_map(events) {
         let saved = serde_json::to_string(&event).expect("events can be saved");
         assert_eq!(serde_json::from_str::<Event>(&saved).expect("and read again"), event, "{saved}");
     }
