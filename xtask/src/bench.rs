@@ -21,7 +21,19 @@ const ROUNDS: usize = 7;
 /// The ring's default size, which zmqtrace maps twice.
 const RING_KIB: u64 = 2 * 16 * 1024;
 
-pub fn bench(tree: &Tree, write: bool) -> Result<()> {
+/// What is measured of the tracer at work.
+type Comparison = fn(&Bench) -> Result<String>;
+
+const COMPARISONS: [(&str, Comparison); 5] = [
+    ("call", Bench::call),
+    ("round-trip", Bench::round_trip),
+    ("flood", Bench::flood),
+    ("attach", Bench::attach),
+    ("look", Bench::look),
+];
+
+/// Measures, all or `only` some, and prints the table.
+pub fn bench(tree: &Tree, only: &[String], write: bool) -> Result<()> {
     if !setup::is_root() {
         bail!("zmqtrace loads BPF programs: run `sudo -E env PATH=\"$PATH\" cargo xtask bench`");
     }
@@ -29,8 +41,14 @@ pub fn bench(tree: &Tree, write: bool) -> Result<()> {
     setup::packages(&["strace", "bpftrace"])?;
     let bench = Bench { zmqtrace: build_zmqtrace(&tree.root)?, workloads: tree.workloads(), scratch: tree.target() };
     let mut report = bench.heading()?;
-    for section in [Bench::call, Bench::round_trip, Bench::flood, Bench::attach] {
-        let text = section(&bench)?;
+    if let Some(unknown) = only.iter().find(|only| COMPARISONS.iter().all(|(name, _)| name != only)) {
+        bail!("nothing is called {unknown}");
+    }
+    for (name, compare) in COMPARISONS {
+        if !only.is_empty() && !only.iter().any(|only| only == name) {
+            continue;
+        }
+        let text = compare(&bench)?;
         println!("{text}");
         let _ = write!(report, "\n{text}");
     }
@@ -219,6 +237,63 @@ impl Bench {
         let totals = truth["totals"].as_array().context("the workload states no totals")?;
         let calls = totals.iter().map(|total| count(&total["count"])).sum::<Result<u64>>()?;
         Ok(Flood { messages_per_s: number(&truth["msgs_per_s"])?, calls, seen, lost })
+    }
+
+    /// What it takes to look into a large process, and what that process pays for being watched.
+    fn look(&self) -> Result<String> {
+        let mut workload =
+            self.workload("scale", &["--sockets", "1000", "--connections", "1000", "--rounds", "300"])?;
+        let pid = workload.pid()?;
+        let (mut look_ms, mut resident_mib) = (Vec::new(), Vec::new());
+        let (mut alone, mut watched) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let begin = Instant::now();
+            self.look_command(pid, &[]).status()?;
+            look_ms.push(begin.elapsed().as_secs_f64() * 1e3);
+
+            workload.say("measure")?;
+            alone.push(number(&workload.hear()?["msgs_per_s"])?);
+            fs::write(self.output(), "")?;
+            let watcher = Tracer { child: start(&mut self.look_command(pid, &["--watch", "100ms"]))?, rest: None };
+            self.await_output()?;
+            workload.say("measure")?;
+            watched.push(number(&workload.hear()?["msgs_per_s"])?);
+            resident_mib.push(peak_resident_kib(watcher.child.id())? as f64 / 1024.0);
+            watcher.stop()?;
+        }
+        workload.end()?;
+        // Of each round, so that what the machine does meanwhile counts on both sides.
+        let cost: Vec<f64> =
+            alone.iter().zip(&watched).map(|(alone, watched)| 100.0 * (1.0 - watched / alone)).collect();
+        Ok(format!(
+            "## Looking into a process\n\n`sockets` on a process with 1,000 sockets and 2,000 connections (1,000 over the \
+             loopback, with both ends in it), and what its throughput (messages of 64 bytes over all of them in turn) \
+             loses meanwhile.\n\n| what | median | limit |\n|---|---|---|\n\
+             | from start to exit of `sockets`, ms | {} | 50 |\n\
+             | peak resident memory, MiB | {} | 64 |\n\
+             | throughput lost under `--watch 100ms`, % | {} | 1 |\n",
+            with_range(&look_ms, 0),
+            with_range(&resident_mib, 1),
+            with_range(&cost, 1),
+        ))
+    }
+
+    fn look_command(&self, pid: u32, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.zmqtrace);
+        command.args(["sockets", "-p"]).arg(pid.to_string()).arg("-o").arg(self.output()).args(arguments);
+        command
+    }
+
+    /// Waits until the tracer has written something.
+    fn await_output(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while fs::metadata(self.output())?.len() == 0 {
+            if Instant::now() > deadline {
+                bail!("the tracer writes nothing");
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// How long it takes to attach and to go, and what it needs.

@@ -51,6 +51,9 @@ enum Chore {
     Demo,
     /// What tracing costs, as ratios taken in one run (as root)
     Bench {
+        /// Only these comparisons: call, round-trip, flood, attach, look
+        #[arg(conflicts_with = "write")]
+        only: Vec<String>,
         /// Write the table to docs/performance.md
         #[arg(long)]
         write: bool,
@@ -76,6 +79,6 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Workloads => workloads::prepare(&tree, true),
         Chore::Test { no_external, arguments } => test::test(&tree, !no_external, &arguments),
         Chore::Demo => demo::demo(&tree),
-        Chore::Bench { write } => bench::bench(&tree, write),
+        Chore::Bench { only, write } => bench::bench(&tree, &only, write),
     }
 }
