@@ -12,8 +12,11 @@ use crate::workload::Workload;
 use crate::{setup, workloads};
 
 /// The reports of the demo, and how many of their lines are shown at most.
-const REPORTS: [(&[&str], usize); 2] =
-    [(&["trace", "--duration", "3"], 40), (&["stat", "--duration", "3"], usize::MAX)];
+const REPORTS: [(&[&str], usize); 3] = [
+    (&["sockets"], 40),
+    (&["trace", "-y", "--duration", "3"], 40),
+    (&["stat", "--queues", "100ms", "--duration", "3"], usize::MAX),
+];
 
 pub fn demo(tree: &Tree) -> Result<()> {
     if !setup::is_root() {

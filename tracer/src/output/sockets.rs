@@ -113,7 +113,12 @@ impl Sockets {
                 format!("libzmq {version} ({file})")
             })
             .collect();
-        let libraries = if libraries.is_empty() { "libzmq without symbols".into() } else { libraries.join(", ") };
+        let layout = snapshot.contexts.iter().find_map(|context| context.layout.clone());
+        let libraries = match layout {
+            _ if !libraries.is_empty() => libraries.join(", "),
+            Some(layout) => format!("libzmq without symbols, with the layout of {layout}"),
+            None => "no libzmq".into(),
+        };
         let mut lines = vec![Line::Note(format!("{}[{pid}]: {libraries}, {}", process.name, count(sockets, "socket")))];
         if snapshot.unread > 0 {
             let objects = count(snapshot.unread as usize, "object");
@@ -396,7 +401,9 @@ fn belongs(connection: &Connection, endpoint: &Endpoint) -> bool {
 }
 
 fn other_address(connection: &Connection) -> &str {
-    connection.remote.as_deref().filter(|remote| !remote.is_empty()).unwrap_or("(unnamed)")
+    let is_inproc = connection.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("inproc:"));
+    let unnamed = if is_inproc { "(inproc)" } else { "(unnamed)" };
+    connection.remote.as_deref().filter(|remote| !remote.is_empty()).unwrap_or(unnamed)
 }
 
 /// An endpoint without a connection of its own.
