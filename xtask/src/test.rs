@@ -52,6 +52,13 @@ pub fn test(tree: &Tree, external: bool, arguments: &[String]) -> Result<()> {
         }
         run(&mut tests)
     })?;
+    if external {
+        stage("Python frames", || {
+            let feature = ["--locked", "--package", "zmqtrace", "--features", "python"];
+            run(cargo(&tree.root).arg("clippy").args(feature).args(["--all-targets", "--", "--deny", "warnings"]))?;
+            run(cargo(&tree.root).arg("test").args(feature).args(["--tests", "python"]))
+        })?;
+    }
     println!("\nall stages passed in {:.1} s", begin.elapsed().as_secs_f64());
     Ok(())
 }

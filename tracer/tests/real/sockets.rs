@@ -287,7 +287,9 @@ fn blocked(found: &Finished) -> BTreeMap<u64, (Value, BTreeSet<String>)> {
 /// Whether `wanted` are among the functions of a stack, in this order, innermost first.
 fn stack_has(stack: &Value, wanted: &Value) -> bool {
     let mut functions = list(stack).iter().filter_map(|frame| frame["function"].as_str());
-    list(wanted).iter().all(|wanted| functions.any(|function| Some(function) == wanted.as_str()))
+    // Python's methods come with their class.
+    let is = |function: &str, wanted: &str| function == wanted || function.ends_with(&format!(".{wanted}"));
+    list(wanted).iter().all(|wanted| functions.any(|function| is(function, text(wanted))))
 }
 
 /// Compares threads that a census says are blocked.
