@@ -219,9 +219,22 @@ impl Snapshots {
 
     /// Looks at the queues alone.
     fn sample(&mut self) -> Vec<Event> {
-        let asked = self.targets.values().filter(|target| target.is_asked);
-        let sample = |target: &Target| queues(&target.process).ok().map(Event::Queues);
-        asked.filter_map(sample).collect()
+        let mut events = Vec::new();
+        self.targets.retain(|pid, target| {
+            let sample = if target.is_asked { queues(&target.process).map(Event::Queues) } else { return true };
+            let is_there = sample.is_ok();
+            let end = || Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: *pid });
+            events.push(sample.unwrap_or_else(|_| end()));
+            is_there
+        });
+        events
+    }
+
+    /// Ends the stream when there is nothing left to look into.
+    fn end_with_targets(&mut self) {
+        if !self.options.all && self.targets.values().all(|target| !target.is_asked) {
+            self.ended = Some(EndReason::TargetsEnded);
+        }
     }
 }
 
@@ -248,12 +261,14 @@ impl Events for Snapshots {
             match self.wait().await {
                 Wake::Look => {
                     let events = self.look()?;
-                    if self.targets.values().all(|target| !target.is_asked) && !self.options.all {
-                        self.ended = Some(EndReason::TargetsEnded);
-                    }
+                    self.end_with_targets();
                     return Ok(Some(events));
                 }
-                Wake::Sample => return Ok(Some(self.sample())),
+                Wake::Sample => {
+                    let events = self.sample();
+                    self.end_with_targets();
+                    return Ok(Some(events));
+                }
                 Wake::Ended(reason) => self.ended = Some(reason),
             }
         }

@@ -86,7 +86,7 @@ fn two_libzmqs_in_one_process_are_told_apart() {
 }
 
 /// The system's libzmq, as a program that is linked with it maps it.
-fn system_libzmq() -> String {
+pub fn system_libzmq() -> String {
     let output = Command::new("ldd").arg(made("workloads/calls")).output().expect("ldd runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let path = text.lines().find_map(|line| line.trim().strip_prefix("libzmq.so.5 => ")?.split(' ').next());
@@ -94,7 +94,7 @@ fn system_libzmq() -> String {
 }
 
 /// A file somewhere in a folder, by the start of its name.
-fn find(folder: &std::path::Path, start: &str) -> Option<String> {
+pub fn find(folder: &std::path::Path, start: &str) -> Option<String> {
     for entry in std::fs::read_dir(folder).ok()?.flatten() {
         let path = entry.path();
         if path.is_dir() {

@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{Finished, Tracer, Workload, made, made_external, root};
+use crate::{
+    nesting::{find, system_libzmq},
+    support::{Finished, Tracer, Workload, made, made_external, number, root, signal},
+};
 
 /// What `cargo xtask workloads` takes out of pyzmq's wheels.
 const OLD_BUILDS: [&str; 9] = ["4.1.5", "4.1.6", "4.2.5", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5-old-abi", "4.3.5"];
@@ -382,4 +385,132 @@ fn threads_of_a_python_program_and_its_event_loop() {
         }
     }
     zoo.finish();
+}
+
+#[test]
+fn sockets_of_two_libzmqs_in_one_process() {
+    let Some(environment) = made_external("venv/lib") else { return };
+    let wheel = find(&environment, "libzmq-").expect("the pyzmq wheel has a libzmq");
+    let twolibs = Workload::c("twolibs", &[&system_libzmq(), &wheel]);
+    let found = look(twolibs.pid());
+    let sockets = found.of_type("socket");
+    let mut layouts = BTreeSet::new();
+    for library in list(&twolibs.ready["libraries"]) {
+        let prefixes: Vec<bool> = ["push", "pull"]
+            .iter()
+            .map(|end| {
+                let socket = sockets.iter().find(|socket| socket["handle"] == library[end]);
+                let socket = socket.unwrap_or_else(|| panic!("{end} of {library} was not found"));
+                assert_eq!(text(&socket["socket_type"]), end.to_uppercase());
+                layouts.insert(text(&socket["layout"]).to_owned());
+                text(&socket["socket"]).starts_with("b:")
+            })
+            .collect();
+        assert_eq!(prefixes[0], prefixes[1], "both sockets of a copy are named alike");
+    }
+    assert_eq!(layouts, BTreeSet::from(["4.3.4".to_owned(), "4.3.5".to_owned()]));
+    assert!(sockets.iter().any(|socket| text(&socket["socket"]).starts_with("b:")));
+}
+
+#[test]
+fn peers_in_other_network_namespaces() {
+    let start = |script: String| {
+        let script = format!("echo '{{\"ready\":true}}' && read line && {script}");
+        Workload::start(Command::new("unshare").args(["-n", "sh", "-c", &script]))
+    };
+    let reqrep = made("workloads/reqrep");
+    let up = |device: &str, address: &str| format!("ip addr add {address}/24 dev {device} && ip link set {device} up");
+    let mut server = start(format!(
+        "{} && exec {} --role server --endpoint 'tcp://10.99.3.1:*'",
+        up("zmqa", "10.99.3.1"),
+        reqrep.display()
+    ));
+    let mut client = start(format!(
+        "{} && read endpoint && exec {} --role client --endpoint $endpoint",
+        up("zmqb", "10.99.3.2"),
+        reqrep.display()
+    ));
+    let (server_pid, client_pid) = (server.pid().to_string(), client.pid().to_string());
+    let link =
+        ["link", "add", "zmqa", "netns", &server_pid, "type", "veth", "peer", "name", "zmqb", "netns", &client_pid];
+    let linked = Command::new("ip").args(link).status().expect("ip runs");
+    assert!(linked.success(), "the two networks can be linked");
+    server.say("up");
+    let endpoint = text(&server.answer("ready")["endpoint"]).to_owned();
+    client.say("up");
+    client.say(&endpoint);
+    client.answer("ready");
+
+    for (own, other, peer) in [(client.pid(), server.pid(), "REP#1"), (server.pid(), client.pid(), "REQ#1")] {
+        let sockets = look(own).of_type("socket");
+        let connections: Vec<_> = sockets.iter().flat_map(|socket| list(&socket["connections"])).collect();
+        assert_eq!(connections.len(), 1, "{sockets:?}");
+        assert_eq!(connections[0]["peer_pid"], other, "{connections:?}");
+        assert_eq!(connections[0]["peer_socket"], peer, "{connections:?}");
+    }
+}
+
+/// What `zmq_proxy` moves passes no call; the queues count it.
+#[test]
+fn messages_that_a_proxy_moves_are_counted() {
+    let mut proxy = Workload::c("proxy", &["--count", "3000"]);
+    let stat = Tracer::attach("stat", &proxy, &["--json", "--queues", "20ms"]);
+    let queues = Tracer::start(["sockets", "--json", "--queues", "20ms", "-p", &proxy.pid().to_string()]);
+    // The first look is there: what moves from now on is printed.
+    while queues.object()["handle"] != proxy.ready["sink"] {}
+    let count = number(&proxy.go(), "count");
+    let moved = stat.interrupt().ok().of_type("queue_total");
+    for (name, sent, received) in
+        [("source", count, 0), ("frontend", 0, count), ("backend", count, 0), ("sink", 0, count)]
+    {
+        let socket = moved.iter().find(|socket| socket["handle"] == proxy.ready[name]).expect("all are in the table");
+        assert_eq!((number(socket, "sent"), number(socket, "received")), (sent, received), "{name}: {socket}");
+    }
+    // The samples of the other one add up, too: up to its last one.
+    let mut written = 0;
+    while written < count {
+        let object = queues.object();
+        if object["type"] == "queue" && object["handle"] == proxy.ready["backend"] {
+            written += number(&object, "tx_written");
+        }
+    }
+    assert_eq!(written, count);
+    proxy.finish();
+    let ended = queues.finish();
+    assert_eq!(ended.status, 0, "{:?}", ended.stderr);
+}
+
+#[test]
+fn every_process_of_the_machine() {
+    let (flood, hung) = (Workload::c("flood", &["--count", "1"]), Workload::c("hung", &["--mutual", "tcp"]));
+    let finished = Tracer::start(["sockets", "-a", "--json"]).finish();
+    assert_eq!(finished.status, 0, "{:?}", finished.stderr);
+    let pids: BTreeSet<_> = finished.of_type("socket").iter().map(|socket| number(socket, "pid")).collect();
+    for pid in [u64::from(flood.pid()), u64::from(hung.pid()), number(&hung.ready["peer"], "pid")] {
+        assert!(pids.contains(&pid), "{pid} is not in {pids:?}");
+    }
+    let graph = Tracer::start(["sockets", "-p", &hung.pid().to_string(), "--dot"]).finish();
+    assert_eq!((graph.status, graph.stdout[0].as_str()), (0, "digraph zeromq {"));
+    let edge = |line: &&String| line.contains(" -> ") && line.contains(&number(&hung.ready["peer"], "pid").to_string());
+    assert_eq!(graph.stdout.iter().filter(edge).count(), 1, "{:?}", graph.stdout);
+    hung.finish();
+}
+
+#[test]
+fn watching_goes_on_until_the_target_ends() {
+    let mut service = Workload::c("flood", &["--count", "1"]);
+    let watch = Tracer::start(["sockets", "--watch", "10ms", "-p", &service.pid().to_string()]);
+    for _ in 0..3 {
+        while !watch.line().starts_with("--- at ") {}
+    }
+    service.end();
+    let finished = watch.finish();
+    assert_eq!(finished.status, 0, "{:?}", finished.stderr);
+    assert!(finished.stdout.iter().any(|line| line.ends_with("ended +++")), "{:?}", finished.stdout.last());
+    // And Ctrl-C ends it, too.
+    let other = Workload::c("blocked", &[]);
+    let watch = Tracer::start(["sockets", "--watch", "1h", "-p", &other.pid().to_string()]);
+    while !watch.line().starts_with("--- at ") {}
+    signal(watch.pid(), libc::SIGINT);
+    assert_eq!(watch.finish().status, 0);
 }
