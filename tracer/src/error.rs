@@ -7,12 +7,12 @@ use std::{io, path::PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// A capability is missing.
-    #[error(
-        "not permitted to trace: {missing} missing; run with sudo, or grant CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE"
-    )]
+    #[error("not permitted: {missing} missing; run with sudo, or grant {needed}")]
     NotPermitted {
         /// What is missing, by name.
         missing: String,
+        /// All that it takes.
+        needed: &'static str,
     },
     /// The kernel refused something to us that the capabilities should allow.
     #[error("{action} was refused although the capabilities are there ({source}): {remedy}")]

@@ -199,6 +199,10 @@ pub fn absence(pid: u32) -> Error {
 pub fn look_error(pid: u32, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => Error::NoSuchProcess { pid },
+        Some(libc::EACCES | libc::EPERM) if !privileges::may_read_of_other_users() => Error::NotPermitted {
+            missing: "CAP_DAC_READ_SEARCH (for the fds of another user's process)".into(),
+            needed: privileges::TO_INSPECT,
+        },
         Some(libc::EACCES | libc::EPERM) => not_permitted(error),
         _ => Error::Read { what: "the fds", pid, source: error },
     }
@@ -210,7 +214,10 @@ fn not_permitted(source: io::Error) -> Error {
         let remedy = "a security module (Yama, SELinux, AppArmor) or a user namespace may forbid it: see dmesg";
         return Error::Refused { action: "looking into the process", source, remedy };
     }
-    Error::NotPermitted { missing: "CAP_SYS_PTRACE (for the target's mappings)".into() }
+    Error::NotPermitted {
+        missing: "CAP_SYS_PTRACE (for the target's mappings)".into(),
+        needed: "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
+    }
 }
 
 fn read_error(what: &'static str, pid: u32, error: procfs::ProcError) -> Error {

@@ -9,6 +9,13 @@ const NEEDED: &[(u32, &str)] = &[(39, "CAP_BPF"), (38, "CAP_PERFMON"), (19, "CAP
 /// Implies CAP_BPF and CAP_PERFMON.
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_PTRACE: u32 = 19;
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_DAC_READ_SEARCH: u32 = 2;
+
+/// What it takes to trace.
+const TO_TRACE: &str = "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE";
+/// What it takes to look into a process.
+pub const TO_INSPECT: &str = "CAP_SYS_PTRACE and, for processes of other users, CAP_DAC_READ_SEARCH";
 
 /// What can be traced by perf events, among them uprobes.
 const EVENT_SOURCES: &str = "/sys/bus/event_source/devices";
@@ -17,7 +24,7 @@ const EVENT_SOURCES: &str = "/sys/bus/event_source/devices";
 pub fn check() -> Result<(), Error> {
     let missing = missing(effective());
     if !missing.is_empty() {
-        return Err(Error::NotPermitted { missing: missing.join(", ") });
+        return Err(Error::NotPermitted { missing: missing.join(", "), needed: TO_TRACE });
     }
     // The inode number of the kernel's first PID namespace is fixed: PROC_PID_INIT_INO of linux/proc_ns.h.
     let namespace = std::fs::metadata("/proc/self/ns/pid").map(|metadata| metadata.ino());
@@ -33,7 +40,15 @@ pub fn check() -> Result<(), Error> {
 
 /// Refuses when other processes may not be looked into. Reading memory needs no more than that.
 pub fn check_to_inspect() -> Result<(), Error> {
-    if may_look_into_processes() { Ok(()) } else { Err(Error::NotPermitted { missing: "CAP_SYS_PTRACE".into() }) }
+    if may_look_into_processes() {
+        return Ok(());
+    }
+    Err(Error::NotPermitted { missing: "CAP_SYS_PTRACE".into(), needed: TO_INSPECT })
+}
+
+/// Whether what `/proc` hides from other users can be read: the fds of their processes.
+pub fn may_read_of_other_users() -> bool {
+    effective() & (1 << CAP_DAC_READ_SEARCH | 1 << CAP_DAC_OVERRIDE) != 0
 }
 
 /// Our capabilities, as a set.
