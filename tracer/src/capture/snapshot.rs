@@ -18,7 +18,7 @@ use super::{Ending, Events, blocked::Sleepers, describe, every, monotonic_ns, or
 use crate::{
     error::Error,
     event::{Connection, End, EndReason, Event, ProcessEnd, Queue, Queues, Snapshot, Start, Tick},
-    inspect::{self, Detail, Look, Subject, image::Image},
+    inspect::{self, Detail, Look, Subject, image::Image, layouts},
     target::{
         self, Memory, Process,
         fds::{self, Fds},
@@ -396,7 +396,13 @@ fn look_with(process: &Process, fds: &Fds, detail: Detail) -> Look {
     let versions: Vec<_> = process.libraries.iter().map(|library| library.version).collect();
     let memory = Memory::new(process.pid);
     let image = Image::new(&memory);
-    let subject =
-        Subject { own_pid: process.own_pid(), image: &image, watched: &watched, files: &files, versions: &versions };
+    let subject = Subject {
+        own_pid: process.own_pid(),
+        image: &image,
+        watched: &watched,
+        files: &files,
+        versions: &versions,
+        layouts: layouts::all(),
+    };
     inspect::look(&subject, detail)
 }

@@ -7,7 +7,7 @@
 //! A socket enters what it owns into its own set only at its next call, so a session is also looked for from the
 //! endpoint that it was made for, and from its engine's poll entry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -16,7 +16,7 @@ use super::{
     context::Reader,
     cxx,
     epoll::Entry,
-    image::Object,
+    image::{Object, at},
     layouts::{ENGINE_INTERFACE, OBJECT_CTX},
     pipe::Ends,
 };
@@ -50,14 +50,14 @@ struct Listener {
 }
 
 /// A fd that an object was found to watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Watch {
     /// The fd.
     pub fd: i32,
     /// The address of the poll entry.
-    entry: u64,
+    pub entry: u64,
     /// The base class `i_poll_events` of the object.
-    events: u64,
+    pub events: u64,
 }
 
 /// One end of a connection, or of the attempts to make it.
@@ -103,25 +103,29 @@ impl Owned {
         listeners.chain(sessions).chain(self.alone.iter().filter_map(Part::watch)).collect()
     }
 
-    /// Forgets a fd that turned out to be another object's by now.
-    pub fn forget(&mut self, gone: Watch) {
-        for listener in self.listeners.iter_mut().filter(|listener| listener.watch == Some(gone)) {
+    /// Forgets fds that turned out to be other objects' by now.
+    pub fn forget(&mut self, gone: &HashSet<Watch>) {
+        let is_gone = |watch: Option<Watch>| watch.is_some_and(|watch| gone.contains(&watch));
+        for listener in self.listeners.iter_mut().filter(|listener| is_gone(listener.watch)) {
             listener.watch = None;
         }
-        self.sessions.retain(|session| session.watch() != Some(gone));
-        self.alone.retain(|part| part.watch() != Some(gone));
+        self.sessions.retain(|session| !is_gone(session.watch()));
+        self.alone.retain(|part| !is_gone(part.watch()));
     }
 
-    /// Adds what was found by its poll entry.
-    pub fn add(&mut self, part: Part) {
-        match part {
-            Part::Session(session) => {
-                // One that was read before it had its engine.
-                self.sessions.retain(|known| known.address != session.address);
-                self.sessions.push(*session);
+    /// Adds what was found by its poll entries.
+    pub fn add(&mut self, parts: Vec<Part>) {
+        let mut sessions = Vec::new();
+        for part in parts {
+            match part {
+                Part::Session(session) => sessions.push(*session),
+                part => self.alone.push(part),
             }
-            part => self.alone.push(part),
         }
+        // One that was read before it had its engine is known already.
+        let addresses: HashSet<u64> = sessions.iter().map(|session| session.address).collect();
+        self.sessions.retain(|known| !addresses.contains(&known.address));
+        self.sessions.extend(sessions);
     }
 }
 
@@ -161,19 +165,19 @@ impl Reader<'_> {
     pub fn owned(&self, handle: u64) -> Option<Owned> {
         let layout = self.layout;
         let mut owned = Owned {
-            endpoints: self.names(handle.checked_add(layout.socket_endpoints)?)?,
-            inproc_endpoints: self.names(handle.checked_add(layout.socket_inprocs)?)?,
-            pipes: cxx::vector(self.subject.image, handle.checked_add(layout.socket_pipes)?)?,
+            endpoints: self.names(at(handle, layout.socket_endpoints))?,
+            inproc_endpoints: self.names(at(handle, layout.socket_inprocs))?,
+            pipes: cxx::vector(self.subject.image, at(handle, layout.socket_pipes))?,
             ..Owned::default()
         };
         let mut children: Vec<u64> = owned.endpoints.iter().map(|(_, owner)| *owner).collect();
-        children.extend(self.set(handle.checked_add(layout.own_owned)?)?);
+        children.extend(self.set(at(handle, layout.own_owned))?);
         children.sort_unstable();
         children.dedup();
         for child in children.into_iter().filter_map(|address| self.child(address, handle)) {
             if let Some(watch) = self.listener(&child, handle) {
                 owned.listeners.push(Listener { address: child.address, watch });
-                for accepted in self.set(child.address + layout.own_owned)? {
+                for accepted in self.set(at(child.address, layout.own_owned))? {
                     let Some(session) = self.child(accepted, child.address) else { continue };
                     owned.sessions.extend(self.session(&session, handle, Some(child.address)));
                 }
@@ -192,7 +196,7 @@ impl Reader<'_> {
     /// The elements of a `std::set` of pointers.
     fn set(&self, address: u64) -> Option<Vec<u64>> {
         let nodes = cxx::tree(self.subject.image, address)?;
-        Some(nodes.into_iter().filter_map(|node| self.subject.image.u64(node + cxx::NODE_VALUE)).collect())
+        Some(nodes.into_iter().filter_map(|node| self.subject.image.u64(at(node, cxx::NODE_VALUE))).collect())
     }
 
     /// An object of the context's, owned by `parent`.
@@ -214,7 +218,7 @@ impl Reader<'_> {
         ];
         kinds.into_iter().find_map(|(s, handle, owner, events)| {
             let fd = object.i32(s).filter(|_| object.u64(owner) == Some(socket))?;
-            let watch = Watch { fd, entry: object.u64(handle)?, events: object.address + events };
+            let watch = Watch { fd, entry: object.u64(handle)?, events: at(object.address, events) };
             match fd {
                 ..0 => Some(None),
                 _ => self.is_on(watch).then_some(Some(watch)),
@@ -238,6 +242,7 @@ impl Reader<'_> {
         let interface = session.u64(layout.session_engine)?;
         let engine = interface.checked_sub(ENGINE_INTERFACE).and_then(|at| self.engine(at, session.address));
         let connecter = if interface == 0 { self.connecter(session.address, socket) } else { None };
+        self.subject.image.keep(size_of::<Session>() + size_of::<Connection>())?;
         Some(Session {
             address: session.address,
             listener,
@@ -282,7 +287,7 @@ impl Reader<'_> {
     /// The connecter that a session owns: what it watches while an attempt is on.
     fn connecter(&self, session: u64, socket: u64) -> Option<Option<Watch>> {
         let layout = self.layout;
-        self.set(session.checked_add(layout.own_owned)?)?.into_iter().find_map(|child| {
+        self.set(at(session, layout.own_owned))?.into_iter().find_map(|child| {
             let child = self.child(child, session)?;
             if child.u64(layout.connecter_socket)? != socket {
                 return None;
@@ -290,7 +295,7 @@ impl Reader<'_> {
             let watch = Watch {
                 fd: child.i32(layout.connecter_s)?,
                 entry: child.u64(layout.connecter_handle)?,
-                events: child.address + layout.connecter_events,
+                events: at(child.address, layout.connecter_events),
             };
             Some(Some(watch).filter(|watch| watch.fd >= 0 && self.is_on(*watch)))
         })
@@ -304,7 +309,7 @@ impl Reader<'_> {
         // Up to 4.3.2 engines and connecters keep their fds at the same place: the socket and the entry decide.
         let owner = |base: u64, s: u64, handle: u64, socket: u64| {
             let object = events.checked_sub(base)?;
-            let word = |offset: u64| self.subject.image.u64(object.checked_add(offset)?);
+            let word = |offset: u64| self.subject.image.u64(at(object, offset));
             let socket = word(socket).filter(|socket| is_socket(*socket))?;
             let is_watched = word(s)? as i32 == fd && word(handle)? == entry.address;
             is_watched.then_some(socket)
@@ -341,24 +346,28 @@ impl Reader<'_> {
 
     /// The session at `address`, to whomever it belongs.
     fn session_of_engine(&self, address: u64, socket: u64) -> Option<Session> {
-        let owner = self.subject.image.u64(address.checked_add(self.layout.own_owner)?)?;
+        let owner = self.subject.image.u64(at(address, self.layout.own_owner))?;
         let session = self.child(address, owner)?;
         self.session(&session, socket, (owner != socket).then_some(owner)).filter(|session| session.engine.is_some())
     }
 
-    /// Adds endpoints and connections to what is said of a socket.
+    /// Adds endpoints and connections to what is said of a socket. `bound`: its inproc names. Returns its pipes.
     pub fn describe(
         &self,
         state: &mut SocketState,
         owned: Owned,
         inproc: Vec<(Ends, Connection)>,
-        bound: &BTreeMap<Bytes, u64>,
-    ) {
+        bound: &[Bytes],
+    ) -> Vec<Ends> {
+        let listeners: HashMap<u64, &Listener> =
+            owned.listeners.iter().map(|listener| (listener.address, listener)).collect();
+        let sessions: HashMap<u64, &Session> =
+            owned.sessions.iter().map(|session| (session.address, session)).collect();
         let mut endpoints: HashMap<u64, String> = HashMap::new();
         for (name, owner) in &owned.endpoints {
             let (name, owner) = (text(name), *owner);
-            let listener = owned.listeners.iter().find(|listener| listener.address == owner);
-            let session = owned.sessions.iter().find(|session| session.address == owner);
+            let listener = listeners.get(&owner);
+            let session = sessions.get(&owner);
             let role = if listener.is_some() { Role::Bind } else { Role::Connect };
             let watch = listener.and_then(|listener| listener.watch).or_else(|| session?.watch());
             let fd = watch.map(|watch| watch.fd);
@@ -370,7 +379,8 @@ impl Reader<'_> {
         let mut ends: Vec<Ends> = owned.sessions.iter().filter_map(|session| session.ends).collect();
         for session in &owned.sessions {
             if let Some(progress) = session.state() {
-                let endpoint = endpoints.get(&session.listener.unwrap_or(session.address)).cloned();
+                let endpoint = endpoints.get(&session.listener.unwrap_or(session.address));
+                let endpoint = endpoint.filter(|name| self.subject.image.keep(name.len()).is_some()).cloned();
                 state.connections.push(self.session_connection(session, progress, endpoint));
             }
         }
@@ -385,18 +395,15 @@ impl Reader<'_> {
             state.connections.push(connection);
         }
         if self.detail >= Detail::Names {
-            let names = bound.iter().filter(|(_, socket)| **socket == state.handle);
-            state.endpoints.extend(names.map(|(name, _)| Endpoint {
+            state.endpoints.extend(bound.iter().map(|name| Endpoint {
                 endpoint: text(name),
                 role: Role::Bind,
                 fd: None,
             }));
             state.endpoints.sort_by(|a, b| (a.role, &a.endpoint).cmp(&(b.role, &b.endpoint)));
         }
-        if self.detail == Detail::All {
-            state.bytes_held = self.bytes_held(&ends);
-        }
         state.connections.sort_by_key(|connection| connection.fd);
+        ends
     }
 
     fn session_connection(&self, session: &Session, state: ConnectionState, endpoint: Option<String>) -> Connection {
@@ -438,8 +445,7 @@ impl Reader<'_> {
     fn peer(&self, engine: Engine) -> Peer {
         let mut peer = Peer::default();
         let Some(metadata) = engine.metadata.filter(|_| self.detail == Detail::All) else { return peer };
-        let Some(dictionary) = metadata.checked_add(self.layout.metadata_dict) else { return peer };
-        for node in cxx::tree(self.subject.image, dictionary).unwrap_or_default() {
+        for node in cxx::tree(self.subject.image, at(metadata, self.layout.metadata_dict)).unwrap_or_default() {
             let value_at = cxx::NODE_VALUE + cxx::string_bytes(self.layout.strings);
             let len = value_at + cxx::string_bytes(self.layout.strings);
             let Some(object) = self.subject.image.object(node, len as usize) else { continue };

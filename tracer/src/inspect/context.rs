@@ -1,15 +1,16 @@
 //! Contexts: found from what the I/O threads' and the reaper's epolls watch, and read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
 use super::{
     Detail, Look, Subject, TRIES,
-    connection::{Owned, Watch},
+    connection::{Owned, Part, Watch},
     cxx,
     epoll::Entry,
     fingerprint,
+    image::at,
     layouts::{CTX_SOCKETS_BEHIND_TAG, Layout, OBJECT_CTX, SIGNALER_R, THREAD_EVENTS},
     vote,
 };
@@ -35,7 +36,7 @@ pub struct Found {
 impl Found {
     /// The addresses of its sockets.
     pub fn sockets(&self, subject: &Subject<'_>) -> Option<Vec<u64>> {
-        let sockets = cxx::vector(subject.image, self.address.checked_add(self.tag + CTX_SOCKETS_BEHIND_TAG)?)?;
+        let sockets = cxx::vector(subject.image, at(self.address, self.tag + CTX_SOCKETS_BEHIND_TAG))?;
         Some(sockets.into_iter().filter(|socket| *socket != 0).collect())
     }
 }
@@ -115,7 +116,7 @@ pub struct Reader<'a> {
     /// What its epolls watch.
     pub entries: &'a [Entry],
     /// Where this build keeps what.
-    pub layout: &'static Layout,
+    pub layout: &'a Layout,
     /// The context.
     pub context: u64,
     /// How much is wanted.
@@ -133,12 +134,22 @@ impl Reader<'_> {
             BTreeMap::new()
         });
         let mut inproc = self.inproc(&sockets, &names);
+        let mut names_of: HashMap<u64, Vec<Bytes>> = HashMap::new();
+        for (name, socket) in names {
+            names_of.entry(socket).or_default().push(name);
+        }
         let states = sockets.into_iter().map(|(handle, (mut state, owned))| {
             let inproc = inproc.remove(&handle).unwrap_or_default();
-            self.describe(&mut state, owned, inproc, &names);
-            state
+            let names = names_of.remove(&handle).unwrap_or_default();
+            let pipes = self.describe(&mut state, owned, inproc, &names);
+            (state, pipes)
         });
         let mut states: Vec<_> = states.collect();
+        if self.detail == Detail::All {
+            // Last, since nothing else says how much it is.
+            states.iter_mut().for_each(|(state, pipes)| state.bytes_held = self.bytes_held(pipes));
+        }
+        let mut states: Vec<_> = states.into_iter().map(|(state, _)| state).collect();
         states.sort_by_key(|socket| (socket.id, socket.handle));
         states
     }
@@ -172,34 +183,42 @@ impl Reader<'_> {
 
     /// Engines, listeners and connecters that the walk from the sockets did not reach.
     fn add_watched(&self, sockets: &mut Sockets) {
-        let mut seen: BTreeSet<i32> = fds(sockets).map(|(_, watch)| watch.fd).collect();
+        let mut seen: HashSet<i32> = fds(sockets).map(|(_, watch)| watch.fd).collect();
+        let mut found: HashMap<u64, Vec<Part>> = HashMap::new();
         for entry in self.entries {
             if !seen.contains(&entry.fd)
                 && let Some((handle, part)) = self.part(*entry, |handle| sockets.contains_key(&handle))
-                && let Some((_, owned)) = sockets.get_mut(&handle)
             {
                 seen.insert(entry.fd);
-                owned.add(part);
+                found.entry(handle).or_default().push(part);
+            }
+        }
+        for (handle, parts) in found {
+            if let Some((_, owned)) = sockets.get_mut(&handle) {
+                owned.add(parts);
             }
         }
         self.forget_gone(sockets);
     }
 
     /// A fd that several objects seem to watch was closed and used again while we read: memory as it is now decides
-    /// whose it is.
+    /// whose it is, then what the kernel said, and else nobody has it.
     fn forget_gone(&self, sockets: &mut Sockets) {
-        let mut counts: BTreeMap<i32, u32> = BTreeMap::new();
-        fds(sockets).for_each(|(_, watch)| *counts.entry(watch.fd).or_default() += 1);
-        let doubtful: Vec<(u64, Watch)> = fds(sockets).filter(|(_, watch)| counts.get(&watch.fd) > Some(&1)).collect();
-        if doubtful.is_empty() {
+        if contradicting(sockets).is_empty() {
             return;
         }
         self.subject.image.refresh();
-        for (handle, watch) in doubtful {
-            if let Some((_, owned)) = sockets.get_mut(&handle)
-                && !self.is_on(watch)
-            {
-                owned.forget(watch);
+        let is_listed = |watch: Watch| {
+            let entry = Entry { address: watch.entry, fd: watch.fd, events: watch.events };
+            self.entries.binary_search(&entry).is_ok()
+        };
+        let judges: [&dyn Fn(Watch) -> bool; 3] = [&|watch| self.is_on(watch), &is_listed, &|_| false];
+        for is_right in judges {
+            for (handle, watches) in contradicting(sockets) {
+                let gone = watches.into_iter().filter(|watch| !is_right(*watch)).collect();
+                if let Some((_, owned)) = sockets.get_mut(&handle) {
+                    owned.forget(&gone);
+                }
             }
         }
     }
@@ -207,7 +226,7 @@ impl Reader<'_> {
     /// Names that inproc sockets of the context are bound to, and the sockets. `None` when they are changed each time
     /// that they are read.
     fn bound_names(&self) -> Option<BTreeMap<Bytes, u64>> {
-        let address = self.context + self.layout.ctx_endpoints;
+        let address = at(self.context, self.layout.ctx_endpoints);
         let read = || cxx::tree(self.subject.image, address)?.into_iter().map(|node| self.named(node)).collect();
         (0..TRIES).find_map(|round| {
             if round > 0 {
@@ -234,12 +253,25 @@ fn fds(sockets: &Sockets) -> impl Iterator<Item = (u64, Watch)> + '_ {
     sockets.iter().flat_map(of_socket)
 }
 
+/// The fds that are found more than once, by their sockets.
+fn contradicting(sockets: &Sockets) -> HashMap<u64, HashSet<Watch>> {
+    let mut counts: HashMap<i32, u32> = HashMap::new();
+    fds(sockets).for_each(|(_, watch)| *counts.entry(watch.fd).or_default() += 1);
+    let mut watches: HashMap<u64, HashSet<Watch>> = HashMap::new();
+    for (handle, watch) in fds(sockets).filter(|(_, watch)| counts.get(&watch.fd) > Some(&1)) {
+        watches.entry(handle).or_default().insert(watch);
+    }
+    watches
+}
+
 /// By address: a socket, and what it owns.
 pub type Sockets = BTreeMap<u64, (SocketState, Owned)>;
 
 /// What can be said of a context whose build is not known.
 fn unknown(subject: &Subject<'_>, entries: &[Entry], found: &Found, sockets: &[u64]) -> Context {
-    let set: BTreeSet<u64> = sockets.iter().copied().collect();
+    // What all builds have in common is the pointer to the context.
+    let is_socket = |handle: &u64| subject.image.u64(at(*handle, OBJECT_CTX)) == Some(found.address);
+    let set: BTreeSet<u64> = sockets.iter().copied().filter(is_socket).collect();
     let mut states: BTreeMap<u64, SocketState> =
         set.iter().map(|handle| (*handle, SocketState { handle: *handle, ..SocketState::default() })).collect();
     for (handle, connection) in vote::connections(subject, entries, &set) {

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::{
-    image::{Image, Object},
+    image::{Image, Object, at},
     layouts::Strings,
 };
 
@@ -17,12 +17,13 @@ const MAX_DEPTH: usize = 48;
 
 /// The elements of a `std::vector` of pointers.
 pub fn vector(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
-    let [begin, end] = [image.u64(address)?, image.u64(address.checked_add(8)?)?];
+    let [begin, end] = [image.u64(address)?, image.u64(at(address, 8))?];
     let bytes = end.checked_sub(begin)?;
     if bytes % 8 != 0 || bytes / 8 > MAX_ELEMENTS || begin % 8 != 0 {
         return None;
     }
     let elements = image.object(begin, bytes as usize)?;
+    image.keep(bytes as usize)?;
     (0..bytes / 8).map(|index| elements.u64(index * 8)).collect()
 }
 
@@ -30,7 +31,7 @@ pub fn vector(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
 pub fn string(image: &Image<'_>, object: &Object, offset: u64, strings: Strings) -> Option<Bytes> {
     let pointer = object.u64(offset)?;
     let len = match strings {
-        Strings::Short => object.u64(offset.checked_add(8)?)?,
+        Strings::Short => object.u64(at(offset, 8))?,
         // The size stands three words before the bytes.
         Strings::CopyOnWrite => image.u64(pointer.checked_sub(24)?)?,
     };
@@ -45,7 +46,9 @@ pub fn bytes(image: &Image<'_>, pointer: u64, len: u64) -> Option<Bytes> {
     if len == 0 {
         return Some(Bytes::new());
     }
-    image.object(pointer, len as usize).and_then(|object| object.bytes(0, len).map(Bytes::copy_from_slice))
+    let object = image.object(pointer, len as usize)?;
+    image.keep(len as usize)?;
+    object.bytes(0, len).map(Bytes::copy_from_slice)
 }
 
 /// Bytes of a `std::string` itself.
@@ -63,7 +66,8 @@ pub const NODE_VALUE: u64 = 32;
 pub fn tree(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
     // The comparison, then the header {colour, parent (the root), leftmost, rightmost}, then the count.
     let map = image.object(address, 48)?;
-    let (header, root, count) = (address.checked_add(8)?, map.u64(16)?, map.u64(40)?);
+    let (header, root, count) = (at(address, 8), map.u64(16)?, map.u64(40)?);
+    let ends = [map.u64(24)?, map.u64(32)?];
     if count > MAX_ELEMENTS {
         return None;
     }
@@ -81,11 +85,14 @@ pub fn tree(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
             path.push((node.address, node.u64(24)?));
         }
         let (address, right) = path.pop()?;
-        nodes.push(address);
-        if nodes.len() as u64 > count {
+        if nodes.len() as u64 >= count {
             return None;
         }
+        image.keep(size_of::<u64>())?;
+        nodes.push(address);
         (parent, next) = (address, right);
     }
-    (nodes.len() as u64 == count).then_some(nodes)
+    // Of an empty one both ends are the header itself: a place that was never a tree is all zero.
+    let found = [nodes.first(), nodes.last()].map(|node| node.copied().unwrap_or(header));
+    (nodes.len() as u64 == count && found == ends).then_some(nodes)
 }

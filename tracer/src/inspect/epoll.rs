@@ -42,7 +42,7 @@ impl Entry {
     pub fn read(subject: &Subject<'_>, address: u64) -> Option<Self> {
         let entry: Object = subject.image.object(address, 24)?;
         let (fd, itself, events) = (entry.i32(0)?, entry.u64(8)?, entry.u64(16)?);
-        let is_entry = itself == address && subject.is_in_file(subject.image.u64(events)?);
+        let is_entry = fd >= 0 && itself == address && subject.is_in_file(subject.image.u64(events)?);
         is_entry.then_some(Self { address, fd, events })
     }
 }

@@ -14,8 +14,26 @@ pub const PAGE_BYTES: usize = 4096;
 const PAGES_AT_ONCE: u64 = 4;
 /// Pages that are kept, 64 MiB; beyond it all are dropped and read anew.
 const MAX_PAGES: usize = 16 << 10;
-/// Fetches in one look: bounds its time whatever the memory says. Each moves 16 KiB.
-const MAX_FETCHES: u32 = 1 << 17;
+
+/// What one look may cost, whatever the memory says: it bounds the look's time and our memory. A process with 4,000
+/// connections takes about a tenth of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Fetches of pages. Each moves 16 KiB.
+    pub fetches: u64,
+    /// Bytes that are copied out of pages, with [`READ_COST_BYTES`] for each read.
+    pub read_bytes: u64,
+    /// Bytes of what is kept: lists, names, descriptions of sockets and connections.
+    pub kept_bytes: u64,
+}
+
+impl Budget {
+    /// That of a look.
+    pub const LOOK: Self = Self { fetches: 1 << 17, read_bytes: 512 << 20, kept_bytes: 128 << 20 };
+}
+
+/// What a read costs besides its bytes, in the time that it takes to copy some.
+const READ_COST_BYTES: u64 = 64;
 
 /// Where memory comes from.
 pub trait Source {
@@ -30,6 +48,12 @@ impl Source for Memory {
     }
 }
 
+/// The address `offset` bytes behind `base`, which the target may have made up: where there is none it is the last
+/// one, at which nothing can be read.
+pub const fn at(base: u64, offset: u64) -> u64 {
+    base.saturating_add(offset)
+}
+
 type Page = Box<[u8; PAGE_BYTES]>;
 
 /// The pages read so far.
@@ -37,13 +61,21 @@ pub struct Image<'source> {
     source: &'source dyn Source,
     /// By number; `None`: it cannot be read.
     pages: RefCell<HashMap<u64, Option<Page>>>,
-    fetches_left: Cell<u32>,
+    budget: Budget,
+    left: Cell<Budget>,
+    is_exhausted: Cell<bool>,
 }
 
 impl<'source> Image<'source> {
     /// Nothing is read yet.
     pub fn new(source: &'source dyn Source) -> Self {
-        Self { source, pages: RefCell::default(), fetches_left: Cell::new(MAX_FETCHES) }
+        Self::with_budget(source, Budget::LOOK)
+    }
+
+    /// The same, with other limits.
+    pub fn with_budget(source: &'source dyn Source, budget: Budget) -> Self {
+        let (left, is_exhausted) = (Cell::new(budget), Cell::new(false));
+        Self { source, pages: RefCell::default(), budget, left, is_exhausted }
     }
 
     /// Forgets what was read, so that it is read anew.
@@ -51,10 +83,32 @@ impl<'source> Image<'source> {
         self.pages.borrow_mut().clear();
     }
 
+    /// What may still be spent.
+    pub const fn left(&self) -> Budget {
+        self.left.get()
+    }
+
+    /// Whether something was not read since it would have cost too much.
+    pub const fn is_exhausted(&self) -> bool {
+        self.is_exhausted.get()
+    }
+
+    /// Whether half of the budget for reading is gone.
+    pub fn is_half_spent(&self) -> bool {
+        let left = self.left.get();
+        left.fetches < self.budget.fetches / 2 || left.read_bytes < self.budget.read_bytes / 2
+    }
+
+    /// Takes account of something that is kept. `None`: it must not be.
+    pub fn keep(&self, bytes: usize) -> Option<()> {
+        self.spend(|left| &mut left.kept_bytes, bytes as u64)
+    }
+
     /// `len` bytes at `address`, all or none.
     pub fn object(&self, address: u64, len: usize) -> Option<Object> {
-        let mut bytes = vec![0; len];
-        self.fill(address, &mut bytes)?;
+        // A length is no reason to take memory: only what can be read is.
+        let mut bytes = Vec::with_capacity(len.min(PAGE_BYTES));
+        self.read(address, len, |part| bytes.extend_from_slice(part))?;
         Some(Object { address, bytes })
     }
 
@@ -71,33 +125,35 @@ impl<'source> Image<'source> {
     /// `N` bytes at `address`.
     pub fn array<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
         let mut bytes = [0; N];
-        self.fill(address, &mut bytes)?;
+        let mut filled = 0;
+        self.read(address, N, |part| {
+            bytes[filled..filled + part.len()].copy_from_slice(part);
+            filled += part.len();
+        })?;
         Some(bytes)
     }
 
-    fn fill(&self, address: u64, buffer: &mut [u8]) -> Option<()> {
-        address.checked_add(buffer.len() as u64)?;
-        let mut filled = 0;
-        while filled < buffer.len() {
-            let at = address + filled as u64;
-            let (number, offset) = (at / PAGE_BYTES as u64, (at % PAGE_BYTES as u64) as usize);
-            self.fetch(number)?;
-            let pages = self.pages.borrow();
-            let page = pages.get(&number)?.as_ref()?;
-            let len = (PAGE_BYTES - offset).min(buffer.len() - filled);
-            buffer[filled..filled + len].copy_from_slice(&page[offset..offset + len]);
-            filled += len;
+    /// Gives `len` bytes at `address` page by page. What was given counts only if all could be.
+    fn read(&self, address: u64, len: usize, mut take: impl FnMut(&[u8])) -> Option<()> {
+        let end = address.checked_add(len as u64)?;
+        self.spend(|left| &mut left.read_bytes, len as u64 + READ_COST_BYTES)?;
+        let mut next = address;
+        while next < end {
+            let (number, offset) = (next / PAGE_BYTES as u64, (next % PAGE_BYTES as u64) as usize);
+            let part = (PAGE_BYTES - offset).min((end - next) as usize);
+            self.with_page(number, |page| take(&page[offset..offset + part]))?;
+            next += part as u64;
         }
         Some(())
     }
 
-    /// Makes sure that a page was tried. `None`: no more may be read.
-    fn fetch(&self, number: u64) -> Option<()> {
+    /// Fetches the page if it was not tried yet. `None`: it cannot be read.
+    fn with_page(&self, number: u64, take: impl FnOnce(&[u8; PAGE_BYTES])) -> Option<()> {
         let mut pages = self.pages.borrow_mut();
-        if pages.contains_key(&number) {
-            return Some(());
+        if let Some(page) = pages.get(&number) {
+            return page.as_deref().map(take);
         }
-        self.fetches_left.set(self.fetches_left.get().checked_sub(1)?);
+        self.spend(|left| &mut left.fetches, 1)?;
         if pages.len() >= MAX_PAGES {
             pages.clear();
         }
@@ -109,6 +165,18 @@ impl<'source> Image<'source> {
         if read == 0 {
             pages.insert(number, None);
         }
+        (read > 0).then(|| take(&buffer[0]))
+    }
+
+    fn spend(&self, part: impl FnOnce(&mut Budget) -> &mut u64, amount: u64) -> Option<()> {
+        let mut left = self.left.get();
+        let part = part(&mut left);
+        let Some(rest) = part.checked_sub(amount) else {
+            self.is_exhausted.set(true);
+            return None;
+        };
+        *part = rest;
+        self.left.set(left);
         Some(())
     }
 }

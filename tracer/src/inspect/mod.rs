@@ -23,7 +23,7 @@ mod subscriptions;
 mod vote;
 
 pub use self::epoll::{Watched, parse_fdinfo};
-use self::image::Image;
+use self::{image::Image, layouts::Layout};
 use crate::{event::Context, target::Version};
 
 /// A process as it is looked into: all that comes from outside its heap.
@@ -38,6 +38,8 @@ pub struct Subject<'a> {
     pub files: &'a [FileMapping],
     /// The versions that its libzmq copies say, by their index; `None` where one does not.
     pub versions: &'a [Option<Version>],
+    /// The layouts that they may have: [`layouts::all`].
+    pub layouts: &'a [Layout],
 }
 
 /// A mapping of a file.
@@ -81,6 +83,8 @@ pub fn look(subject: &Subject<'_>, detail: Detail) -> Look {
     for found in context::find(subject, &entries) {
         context::read(subject, &entries, &found, detail, &mut look);
     }
+    // Something was left out for what it would have cost.
+    look.unread += u32::from(subject.image.is_exhausted());
     look.contexts.sort_by_key(|context| (context.library, context.handle));
     look
 }

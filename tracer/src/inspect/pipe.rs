@@ -11,7 +11,7 @@ use super::{
     connection::text,
     context::{Reader, Sockets},
     cxx,
-    image::Object,
+    image::{Object, at},
     layouts::{OBJECT_CTX, PIPE_IN, PIPE_OUT},
 };
 use crate::{
@@ -49,9 +49,9 @@ impl Reader<'_> {
         let ends = self.ends(other.u64(layout.pipe_peer)?)?;
         let sink = self.pipe(ends.socket)?.u64(layout.pipe_sink)?;
         let is_sound = ends.other == pipe
-            && other.u64(layout.pipe_sink)? == session + layout.session_pipe_events
+            && other.u64(layout.pipe_sink)? == at(session, layout.session_pipe_events)
             // The socket sees a new pipe only at its next call.
-            && (sink == 0 || sink == socket + layout.socket_pipe_events);
+            && (sink == 0 || sink == at(socket, layout.socket_pipe_events));
         is_sound.then_some(ends)
     }
 
@@ -92,15 +92,14 @@ impl Reader<'_> {
 
     /// Whether a conflating queue holds a message.
     fn conflated(&self, queue: u64) -> Option<bool> {
-        Some(self.subject.image.array::<1>(queue.checked_add(self.layout.conflate_has_msg)?)?[0] != 0)
+        Some(self.subject.image.array::<1>(at(queue, self.layout.conflate_has_msg))?[0] != 0)
     }
 
     /// The routing id that a ROUTER gave the peer.
     pub fn routing_id(&self, ends: Ends) -> Option<Bytes> {
         const ROUTING_ID_BYTES: usize = 32;
         let layout = self.layout;
-        let at = ends.socket.checked_add(layout.pipe_routing_id)?;
-        let object = self.subject.image.object(at, ROUTING_ID_BYTES)?;
+        let object = self.subject.image.object(at(ends.socket, layout.pipe_routing_id), ROUTING_ID_BYTES)?;
         let id = if layout.has_blob_class() {
             cxx::bytes(self.subject.image, object.u64(0)?, object.u64(8)?)
         } else {
@@ -121,13 +120,20 @@ impl Reader<'_> {
         let mut unattached = Vec::new();
         let mut attached = HashSet::new();
         for (handle, (_, owned)) in sockets {
+            let names: HashMap<u64, &Bytes> = owned.inproc_endpoints.iter().map(|(name, pipe)| (*pipe, name)).collect();
             for pipe in owned.pipes.iter().filter(|pipe| !of_sessions.contains(pipe)) {
                 let Some((ends, peer)) = self.inproc_pipe(*pipe, *handle, sockets) else { continue };
-                let name = owned.inproc_endpoints.iter().find(|(_, own)| own == pipe).map(|(name, _)| name);
+                let name = names.get(pipe).copied();
+                let cost = size_of::<(Ends, Connection)>() + name.map_or(0, Bytes::len);
+                if self.subject.image.keep(cost).is_none() {
+                    break;
+                }
                 let role = if name.is_some() { Role::Connect } else { Role::Bind };
                 let bound_socket = name.and_then(|name| bound.get(name)).copied();
-                let peer = peer.or(bound_socket);
-                let state = if peer.is_some() { ConnectionState::Ready } else { ConnectionState::Pending };
+                let is_connected = peer.or(bound_socket).is_some();
+                // Whatever a name says it is bound to: a socket it is only if it was read as one.
+                let peer = peer.or(bound_socket.filter(|socket| sockets.contains_key(socket)));
+                let state = if is_connected { ConnectionState::Ready } else { ConnectionState::Pending };
                 let connection = Connection {
                     endpoint: name.map(|name| text(name)),
                     role: Some(role),
@@ -143,7 +149,7 @@ impl Reader<'_> {
         }
         // The bound side learns of a connection at its next call: until then only the connecting side has it.
         for (peer, handle, ends, endpoint) in unattached {
-            if attached.insert(ends.other) {
+            if self.subject.image.keep(size_of::<(Ends, Connection)>()).is_some() && attached.insert(ends.other) {
                 let ends = Ends { socket: ends.other, other: ends.socket };
                 let connection = Connection {
                     endpoint,
@@ -186,7 +192,7 @@ impl Reader<'_> {
     fn inproc_pipe(&self, pipe: u64, socket: u64, sockets: &Sockets) -> Option<(Ends, Option<u64>)> {
         let layout = self.layout;
         let ends = self.ends(pipe)?;
-        if self.pipe(pipe)?.u64(layout.pipe_sink)? != socket + layout.socket_pipe_events {
+        if self.pipe(pipe)?.u64(layout.pipe_sink)? != at(socket, layout.socket_pipe_events) {
             return None;
         }
         let sink = self.pipe(ends.other)?.u64(layout.pipe_sink)?;
@@ -195,7 +201,8 @@ impl Reader<'_> {
         (sink == 0 || peer.is_some()).then_some((ends, peer))
     }
 
-    /// Bytes of the messages that wait in these pipes; `None` when that is too much to add up, or unreadable.
+    /// Bytes of the messages that wait in these pipes; `None` when that is too much to add up, or unreadable. It may
+    /// leave half of a look's budget to what matters more.
     pub fn bytes_held(&self, ends: &[Ends]) -> Option<u64> {
         let mut parts_left = MAX_PARTS;
         let mut bytes = 0u64;
@@ -223,21 +230,23 @@ impl Reader<'_> {
         let layout = self.layout;
         // The table of virtual functions, then begin_chunk, begin_pos, back_chunk, back_pos.
         let object = self.subject.image.object(queue, 40)?;
-        let (mut chunk, mut at) = (object.u64(8)?, u64::from(object.u32(16)?));
+        let (mut chunk, mut first) = (object.u64(8)?, u64::from(object.u32(16)?));
         let (last_chunk, last) = (object.u64(24)?, u64::from(object.u32(32)?));
         let messages_bytes = layout.msg_size * CHUNK_MESSAGES;
         let mut bytes = 0u64;
         loop {
             let end = if chunk == last_chunk { last } else { CHUNK_MESSAGES };
-            if at > end || end > CHUNK_MESSAGES {
+            if first > end || end > CHUNK_MESSAGES {
                 return None;
             }
-            *parts_left = parts_left.checked_sub(end - at)?;
-            let messages = self
-                .subject
-                .image
-                .object(chunk.checked_add(at * layout.msg_size)?, ((end - at) * layout.msg_size) as usize)?;
-            for index in 0..end - at {
+            if self.subject.image.is_half_spent() {
+                return None;
+            }
+            let parts = end - first;
+            *parts_left = parts_left.checked_sub(parts)?;
+            let messages =
+                self.subject.image.object(at(chunk, first * layout.msg_size), (parts * layout.msg_size) as usize)?;
+            for index in 0..parts {
                 bytes = bytes.saturating_add(self.message_bytes(&messages, index * layout.msg_size)?);
             }
             if chunk == last_chunk {
@@ -245,8 +254,8 @@ impl Reader<'_> {
             }
             // A chunk ends with pointers to its neighbours.
             *parts_left = parts_left.checked_sub(1)?;
-            chunk = self.subject.image.u64(chunk.checked_add(messages_bytes + 8)?)?;
-            at = 0;
+            chunk = self.subject.image.u64(at(chunk, messages_bytes + 8))?;
+            first = 0;
         }
     }
 
@@ -254,7 +263,7 @@ impl Reader<'_> {
         if !self.conflated(queue)? {
             return Some(0);
         }
-        let front = self.subject.image.u64(queue.checked_add(self.layout.conflate_front)?)?;
+        let front = self.subject.image.u64(at(queue, self.layout.conflate_front))?;
         self.message_bytes(&self.subject.image.object(front, self.layout.msg_size as usize)?, 0)
     }
 
@@ -264,7 +273,7 @@ impl Reader<'_> {
         let content = offset + layout.msg_content;
         match messages.u8(offset + layout.msg_type)? {
             TYPE_VSM => messages.u8(offset + layout.msg_type - 1).map(u64::from),
-            TYPE_LMSG | TYPE_ZCLMSG => self.subject.image.u64(messages.u64(content)?.checked_add(8)?),
+            TYPE_LMSG | TYPE_ZCLMSG => self.subject.image.u64(at(messages.u64(content)?, 8)),
             TYPE_CMSG => messages.u64(content + 8),
             // Delimiters, and commands of subscriptions.
             _ => Some(0),

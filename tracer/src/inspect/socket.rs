@@ -6,7 +6,7 @@ use tracer_common::record::SOCKET_TAG;
 use super::{
     Detail,
     context::Reader,
-    image::Object,
+    image::{Object, at},
     layouts::{
         self, Layout, OBJECT_CTX, OPT_AFFINITY, OPT_RCVHWM, OPT_ROUTING_ID, OPT_ROUTING_ID_SIZE, OPT_SNDHWM, SIGNALER_R,
     },
@@ -70,6 +70,7 @@ impl Reader<'_> {
         if !is_socket {
             return None;
         }
+        image.keep(size_of::<SocketState>())?;
         let mut state = SocketState {
             handle,
             socket_type: Some(i32::from(socket_type)),
@@ -80,10 +81,10 @@ impl Reader<'_> {
         };
         if self.detail >= Detail::Names {
             state.options = options(layout, &object);
-            state.monitor = monitor(layout, &object);
+            state.monitor = self.monitor(&object);
         }
         if self.detail == Detail::All && (socket_type == SUB || socket_type == XSUB) {
-            state.subscriptions = self.subscriptions(handle + layout.xsub_subscriptions);
+            state.subscriptions = self.subscriptions(at(handle, layout.xsub_subscriptions));
         }
         Some(state)
     }
@@ -97,19 +98,20 @@ impl Reader<'_> {
         let behind_mailbox = layout.mailbox_signaler + SIGNALER_R;
         let fd = if layout.has_mailbox_pointer() {
             let mailbox = socket.u64(layout.socket_mailbox)?;
-            self.subject.image.u32(mailbox.checked_add(behind_mailbox)?)? as i32
+            self.subject.image.u32(at(mailbox, behind_mailbox))? as i32
         } else {
             socket.i32(layout.socket_mailbox + behind_mailbox)?
         };
         (fd >= 0).then_some(fd)
     }
-}
 
-fn monitor(layout: &Layout, socket: &Object) -> Option<Monitor> {
-    let handle = socket.u64(layout.socket_monitor).filter(|handle| *handle != 0)?;
-    // `int` or `int64_t`, by release; all events fit into the half word.
-    let events = socket.u32(layout.socket_monitor_events).map_or(0, u64::from);
-    Some(Monitor { handle, events })
+    fn monitor(&self, socket: &Object) -> Option<Monitor> {
+        let handle = socket.u64(self.layout.socket_monitor)?;
+        let is_ours = self.subject.image.u64(at(handle, OBJECT_CTX)) == Some(self.context);
+        // `int` or `int64_t`, by release; all events fit into the half word.
+        let events = socket.u32(self.layout.socket_monitor_events).map_or(0, u64::from);
+        is_ours.then_some(Monitor { handle, events })
+    }
 }
 
 fn options(layout: &Layout, socket: &Object) -> Options {

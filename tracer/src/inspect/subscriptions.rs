@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use super::{context::Reader, image::Object};
+use super::{
+    context::Reader,
+    image::{Image, Object, at},
+};
 use crate::event::{Subscriptions, Topic};
 
 /// Topics that are kept; more are counted.
@@ -11,16 +14,18 @@ const MAX_TOPICS: usize = 1000;
 const MAX_NODES: u32 = 1 << 20;
 /// Bytes of a topic.
 const MAX_TOPIC_BYTES: usize = 4096;
+/// Children of a node, one a byte.
+const MAX_CHILDREN: u32 = 256;
 
 impl Reader<'_> {
     /// The topics in the tree at `tree`; `None` when it makes no sense, or is too large.
     pub fn subscriptions(&self, tree: u64) -> Option<Subscriptions> {
-        let mut walk = Walk { reader: self, topics: Vec::new(), more: 0, nodes_left: MAX_NODES };
+        let mut walk = Walk::new(self.subject.image);
         // The root of a radix tree is a pointer, of which a trie has its counters.
-        let root = self.subject.image.u64(tree)?;
-        match walk.radix_node(root) {
+        let root = walk.image.u64(tree)?;
+        match walk.radix_node(root, None) {
             Some(_) => walk.radix(root)?,
-            None => walk.trie(tree.checked_add(self.layout.trie_root)?)?,
+            None => walk.trie(at(tree, self.layout.trie_root))?,
         }
         walk.topics.sort();
         Some(Subscriptions { topics: walk.topics, more: walk.more })
@@ -28,15 +33,28 @@ impl Reader<'_> {
 }
 
 struct Walk<'a> {
-    reader: &'a Reader<'a>,
+    image: &'a Image<'a>,
     topics: Vec<Topic>,
     more: u64,
     nodes_left: u32,
 }
 
-impl Walk<'_> {
+/// A node that is to be visited. The topic of where we are is kept once, not with each of them.
+struct Waiting {
+    address: u64,
+    /// The byte that leads to it from its parent; of the root none.
+    byte: Option<u8>,
+    /// Bytes of the parent's topic.
+    depth: usize,
+}
+
+impl<'a> Walk<'a> {
+    const fn new(image: &'a Image<'a>) -> Self {
+        Self { image, topics: Vec::new(), more: 0, nodes_left: MAX_NODES }
+    }
+
     fn add(&mut self, topic: &[u8]) {
-        if self.topics.len() < MAX_TOPICS {
+        if self.topics.len() < MAX_TOPICS && self.image.keep(size_of::<Topic>() + topic.len()).is_some() {
             self.topics.push(Topic(Bytes::copy_from_slice(topic)));
         } else {
             self.more += 1;
@@ -45,28 +63,35 @@ impl Walk<'_> {
 
     /// `trie_t`: {uint32_t refcnt @0; unsigned char min @4; unsigned short count @6; next @16}.
     fn trie(&mut self, root: u64) -> Option<()> {
-        let mut waiting = vec![(root, Vec::new())];
-        while let Some((address, topic)) = waiting.pop() {
+        let mut topic = Vec::new();
+        let mut waiting = vec![Waiting { address: root, byte: None, depth: 0 }];
+        while let Some(Waiting { address, byte, depth }) = waiting.pop() {
             self.nodes_left = self.nodes_left.checked_sub(1)?;
-            let node = self.reader.subject.image.object(address, 24)?;
+            topic.truncate(depth);
+            topic.extend(byte);
+            let node = self.image.object(address, 24)?;
             let (references, first) = (node.u32(0)?, node.u8(4)?);
-            let (children, next) = (u64::from(u16::from_le_bytes(node.array(6)?)), node.u64(16)?);
+            let (children, next) = (u32::from(u16::from_le_bytes(node.array(6)?)), node.u64(16)?);
             if references > 0 {
                 self.add(&topic);
             }
-            if children > 256 || topic.len() >= MAX_TOPIC_BYTES {
+            if children > MAX_CHILDREN || topic.len() >= MAX_TOPIC_BYTES {
                 return None;
             }
-            let child = |topic: &[u8], index: u64| [topic, &[first.wrapping_add(index as u8)]].concat();
+            let child = |address: u64, index: u32| Waiting {
+                address,
+                byte: Some(first.wrapping_add(index as u8)),
+                depth: topic.len(),
+            };
             match children {
                 0 => {}
-                1 => waiting.push((next, child(&topic, 0))),
+                1 => waiting.push(child(next, 0)),
                 _ => {
-                    let table = self.reader.subject.image.object(next, children as usize * 8)?;
+                    let table = self.image.object(next, children as usize * 8)?;
                     for index in 0..children {
-                        let address = table.u64(index * 8)?;
+                        let address = table.u64(u64::from(index) * 8)?;
                         if address != 0 {
-                            waiting.push((address, child(&topic, index)));
+                            waiting.push(child(address, index));
                         }
                     }
                 }
@@ -76,35 +101,46 @@ impl Walk<'_> {
     }
 
     /// A node of `radix_tree_t`: {uint32_t refcount; uint32_t prefix_length; uint32_t edgecount; prefix; first bytes of
-    /// the edges; pointers of the edges}, packed.
-    fn radix_node(&self, address: u64) -> Option<(u32, Object)> {
-        let image = self.reader.subject.image;
-        let head = image.object(address, 12)?;
-        let (references, prefix, edges) = (head.u32(0)?, head.u32(4)?, head.u32(8)?);
-        if prefix as usize > MAX_TOPIC_BYTES || edges > 256 {
+    /// the edges; pointers of the edges}, packed. Only the root's prefix is empty; another's begins with the byte that
+    /// leads to it.
+    fn radix_node(&self, address: u64, byte: Option<u8>) -> Option<RadixNode> {
+        let head = self.image.object(address, 12)?;
+        let (references, prefix_bytes, edges) = (head.u32(0)?, head.u32(4)?, head.u32(8)?);
+        if prefix_bytes as usize > MAX_TOPIC_BYTES || edges > MAX_CHILDREN {
             return None;
         }
-        let node = image.object(address, 12 + prefix as usize + edges as usize * 9)?;
-        Some((references, node))
+        let node = self.image.object(address, 12 + prefix_bytes as usize + edges as usize * 9)?;
+        let prefix = node.bytes(12, prefix_bytes.into())?;
+        (prefix.first().copied() == byte).then_some(RadixNode { references, prefix_bytes, edges, node })
     }
 
     fn radix(&mut self, root: u64) -> Option<()> {
-        let mut waiting = vec![(root, Vec::new())];
-        while let Some((address, before)) = waiting.pop() {
+        let mut topic = Vec::new();
+        let mut waiting = vec![Waiting { address: root, byte: None, depth: 0 }];
+        while let Some(Waiting { address, byte, depth }) = waiting.pop() {
             self.nodes_left = self.nodes_left.checked_sub(1)?;
-            let (references, node) = self.radix_node(address)?;
-            let (prefix, edges) = (u64::from(node.u32(4)?), u64::from(node.u32(8)?));
-            let topic = [&before[..], node.bytes(12, prefix)?].concat();
+            let RadixNode { references, prefix_bytes, edges, node } = self.radix_node(address, byte)?;
+            topic.truncate(depth);
+            topic.extend_from_slice(node.bytes(12, prefix_bytes.into())?);
             if topic.len() > MAX_TOPIC_BYTES {
                 return None;
             }
             if references > 0 {
                 self.add(&topic);
             }
-            for edge in 0..edges {
-                waiting.push((node.u64(12 + prefix + edges + edge * 8)?, topic.clone()));
+            let bytes_at = 12 + u64::from(prefix_bytes);
+            for edge in 0..u64::from(edges) {
+                let address = node.u64(bytes_at + u64::from(edges) + edge * 8)?;
+                waiting.push(Waiting { address, byte: Some(node.u8(bytes_at + edge)?), depth: topic.len() });
             }
         }
         Some(())
     }
+}
+
+struct RadixNode {
+    references: u32,
+    prefix_bytes: u32,
+    edges: u32,
+    node: Object,
 }

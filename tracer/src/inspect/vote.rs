@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Subject, epoll::Entry};
+use super::{Subject, epoll::Entry, image::at};
 use crate::event::{Connection, Mapping};
 
 /// How far behind its fd an object is searched, bytes.
@@ -40,7 +40,7 @@ struct Voter {
 
 /// Where, behind the address of its own poll entry, an object holds the address of a socket: offset and socket.
 fn places(subject: &Subject<'_>, entry: &Entry, sockets: &BTreeSet<u64>) -> Vec<(u64, u64)> {
-    let words = (0..REACH_BYTES / 8).map(|index| (index * 8, entry.events + index * 8));
+    let words = (0..REACH_BYTES / 8).map(|index| (index * 8, at(entry.events, index * 8)));
     let words = words.map_while(|(offset, at)| Some((offset, subject.image.u64(at)?)));
     words.skip_while(|(_, word)| *word != entry.address).filter(|(_, word)| sockets.contains(word)).collect()
 }
