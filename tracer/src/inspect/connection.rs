@@ -16,16 +16,11 @@ use super::{
     context::Reader,
     cxx,
     epoll::Entry,
-    image::{Object, at},
+    image::{Members, at},
     layouts::{ENGINE_INTERFACE, OBJECT_CTX},
     pipe::Ends,
 };
 use crate::event::{Connection, ConnectionState, Endpoint, Role, SocketState};
-
-/// Objects of this class tree are not longer than this, up to the last member that is read, in any layout.
-const OWN_BYTES: usize = 1600;
-/// Engines likewise.
-const ENGINE_BYTES: usize = 1712;
 
 /// All that a socket owns.
 #[derive(Debug, Default)]
@@ -200,17 +195,14 @@ impl Reader<'_> {
     }
 
     /// An object of the context's, owned by `parent`.
-    fn child(&self, address: u64, parent: u64) -> Option<Object> {
-        let child = self.subject.image.object(address, OWN_BYTES).or_else(|| {
-            // The heap may end behind it.
-            self.subject.image.object(address, self.layout.session_socket as usize + 8)
-        })?;
+    fn child(&self, address: u64, parent: u64) -> Option<Members<'_>> {
+        let child = self.subject.image.members(address);
         let is_ours = child.u64(OBJECT_CTX)? == self.context && child.u64(self.layout.own_owner)? == parent;
         is_ours.then_some(child)
     }
 
     /// If the object is a listener of the socket: what it watches, if that is anything.
-    fn listener(&self, object: &Object, socket: u64) -> Option<Option<Watch>> {
+    fn listener(&self, object: &Members<'_>, socket: u64) -> Option<Option<Watch>> {
         let layout = self.layout;
         let kinds = [
             (layout.tcp_listener_s, layout.tcp_listener_handle, layout.tcp_listener_socket, layout.tcp_listener_events),
@@ -233,7 +225,7 @@ impl Reader<'_> {
     }
 
     /// The session, if the object is one of the socket.
-    fn session(&self, session: &Object, socket: u64, listener: Option<u64>) -> Option<Session> {
+    fn session(&self, session: &Members<'_>, socket: u64, listener: Option<u64>) -> Option<Session> {
         let layout = self.layout;
         if session.u64(layout.session_socket)? != socket {
             return None;
@@ -255,7 +247,7 @@ impl Reader<'_> {
     /// The engine at `address`, if it is one of the session.
     fn engine(&self, address: u64, session: u64) -> Option<Engine> {
         let layout = self.layout;
-        let engine = self.engine_object(address)?;
+        let engine = self.subject.image.members(address);
         if engine.u64(layout.engine_session) == Some(session) {
             let watch =
                 Watch { fd: engine.i32(layout.engine_s)?, entry: engine.u64(layout.engine_handle)?, events: address };
@@ -268,14 +260,9 @@ impl Reader<'_> {
         is_udp.then_some(Engine { watch, is_ready: true, metadata: None })
     }
 
-    fn engine_object(&self, address: u64) -> Option<Object> {
-        let image = self.subject.image;
-        image.object(address, ENGINE_BYTES).or_else(|| image.object(address, self.layout.engine_socket as usize + 8))
-    }
-
     /// How far the handshake is: behind the greeting comes the mechanism's part, which ends with the metadata. Peers
     /// that speak ZMTP 1 or 2, and raw ones, have no mechanism.
-    fn progress(&self, engine: &Object, watch: Watch) -> Engine {
+    fn progress(&self, engine: &Members<'_>, watch: Watch) -> Engine {
         let layout = self.layout;
         let word = |offset: u64| engine.u64(offset).filter(|word| *word != 0);
         let metadata = word(layout.engine_metadata);
@@ -337,7 +324,7 @@ impl Reader<'_> {
             return Some((socket, Part::Listener));
         }
         let socket = owner(0, layout.engine_s, layout.engine_handle, layout.engine_socket)?;
-        let engine = self.engine_object(events)?;
+        let engine = self.subject.image.members(events);
         let session = engine.u64(layout.engine_session).and_then(|session| self.session_of_engine(session, socket));
         let part = session
             .map_or_else(|| Part::Engine(self.progress(&engine, watch)), |session| Part::Session(Box::new(session)));

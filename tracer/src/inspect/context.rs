@@ -159,7 +159,9 @@ impl Reader<'_> {
         let mut known: BTreeSet<u64> = handles.into_iter().collect();
         let mut sockets = Sockets::new();
         for round in 0..TRIES {
-            if round > 0 {
+            if round == 0 {
+                self.prefetch(&known.iter().copied().collect::<Vec<_>>());
+            } else {
                 // What could not be read was closed meanwhile, or was being changed.
                 self.subject.image.refresh();
                 known = found.sockets(self.subject).unwrap_or_default().into_iter().collect();

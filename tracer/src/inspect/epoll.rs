@@ -1,6 +1,6 @@
 //! What epoll fds watch, and which of it is libzmq's.
 
-use super::{Subject, image::Object};
+use super::{Subject, image::Object, prefetch};
 
 /// Most fds of one epoll that are taken in.
 const MAX_WATCHED: usize = 1 << 20;
@@ -49,6 +49,7 @@ impl Entry {
 
 /// All of libzmq's entries, sorted.
 pub fn entries(subject: &Subject<'_>) -> Vec<Entry> {
+    prefetch::entries(subject.image, subject.watched);
     let entry = |watched: &Watched| Entry::read(subject, watched.data).filter(|entry| entry.fd == watched.fd);
     let mut entries: Vec<_> = subject.watched.iter().filter_map(entry).collect();
     entries.sort_unstable();

@@ -1,5 +1,8 @@
-//! A process's memory as it is read for one look: page by page, each once, within limits. What is in it is
+//! A process's memory as it is read for one look: block by block, each once, within limits. What is in it is
 //! untrusted; reading never fails louder than with `None`.
+//!
+//! A block is small, since objects are: of a connection 4 KiB are of interest, which lie in 16 pages. And a system call
+//! can fetch many of them, wherever they are ([`Image::prefetch`]).
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,20 +11,22 @@ use std::{
 
 use crate::target::Memory;
 
-/// Bytes of a page.
-pub const PAGE_BYTES: usize = 4096;
-/// Pages that are fetched together: objects lie side by side in the heap.
-const PAGES_AT_ONCE: u64 = 4;
-/// Pages that are kept, 64 MiB; beyond it all are dropped and read anew.
-const MAX_PAGES: usize = 16 << 10;
+/// Bytes of a block: a part of a page.
+pub const BLOCK_BYTES: usize = 512;
+/// Blocks that are fetched together when one is missing.
+const BLOCKS_AT_ONCE: u64 = 4;
+/// Blocks that are kept, 32 MiB; beyond it all are dropped and read anew.
+const MAX_BLOCKS: usize = 64 << 10;
+/// Blocks that one system call fetches at most: IOV_MAX of linux/uio.h (UIO_MAXIOV).
+const MAX_SCATTERED: usize = 1024;
 
 /// What one look may cost, whatever the memory says: it bounds the look's time and our memory. A process with 4,000
 /// connections takes about a tenth of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Fetches of pages. Each moves 16 KiB.
+    /// Blocks that are fetched.
     pub fetches: u64,
-    /// Bytes that are copied out of pages, with [`READ_COST_BYTES`] for each read.
+    /// Bytes that are copied out of blocks, with [`READ_COST_BYTES`] for each read.
     pub read_bytes: u64,
     /// Bytes of what is kept: lists, names, descriptions of sockets and connections.
     pub kept_bytes: u64,
@@ -29,22 +34,25 @@ pub struct Budget {
 
 impl Budget {
     /// That of a look.
-    pub const LOOK: Self = Self { fetches: 1 << 17, read_bytes: 512 << 20, kept_bytes: 128 << 20 };
+    pub const LOOK: Self = Self { fetches: 1 << 21, read_bytes: 512 << 20, kept_bytes: 128 << 20 };
 }
 
 /// What a read costs besides its bytes, in the time that it takes to copy some.
 const READ_COST_BYTES: u64 = 64;
 
+/// One block.
+pub type Block = [u8; BLOCK_BYTES];
+
 /// Where memory comes from.
 pub trait Source {
-    /// Fills as many whole pages of `pages` as can be read, the first one at `address`, and returns how many: those
-    /// behind the first one that cannot be read are left out.
-    fn read_pages(&self, address: u64, pages: &mut [[u8; PAGE_BYTES]]) -> usize;
+    /// Fills `blocks` from as many addresses, one each, in their order, and returns how many could be read before the
+    /// first one that cannot.
+    fn read_blocks(&self, addresses: &[u64], blocks: &mut [Block]) -> usize;
 }
 
 impl Source for Memory {
-    fn read_pages(&self, address: u64, pages: &mut [[u8; PAGE_BYTES]]) -> usize {
-        self.read_some(address, pages.as_flattened_mut()) / PAGE_BYTES
+    fn read_blocks(&self, addresses: &[u64], blocks: &mut [Block]) -> usize {
+        self.read_scattered(addresses, BLOCK_BYTES, blocks.as_flattened_mut()) / BLOCK_BYTES
     }
 }
 
@@ -54,13 +62,10 @@ pub const fn at(base: u64, offset: u64) -> u64 {
     base.saturating_add(offset)
 }
 
-type Page = Box<[u8; PAGE_BYTES]>;
-
-/// The pages read so far.
+/// The blocks read so far.
 pub struct Image<'source> {
     source: &'source dyn Source,
-    /// By number; `None`: it cannot be read.
-    pages: RefCell<HashMap<u64, Option<Page>>>,
+    blocks: RefCell<Blocks>,
     budget: Budget,
     left: Cell<Budget>,
     is_exhausted: Cell<bool>,
@@ -75,12 +80,12 @@ impl<'source> Image<'source> {
     /// The same, with other limits.
     pub fn with_budget(source: &'source dyn Source, budget: Budget) -> Self {
         let (left, is_exhausted) = (Cell::new(budget), Cell::new(false));
-        Self { source, pages: RefCell::default(), budget, left, is_exhausted }
+        Self { source, blocks: RefCell::default(), budget, left, is_exhausted }
     }
 
     /// Forgets what was read, so that it is read anew.
     pub fn refresh(&self) {
-        self.pages.borrow_mut().clear();
+        self.blocks.borrow_mut().clear();
     }
 
     /// What may still be spent.
@@ -104,10 +109,47 @@ impl<'source> Image<'source> {
         self.spend(|left| &mut left.kept_bytes, bytes as u64)
     }
 
+    /// Fetches what lies at these addresses and has these lengths, all at once: what is read next will be there.
+    pub fn prefetch(&self, ranges: impl IntoIterator<Item = (u64, u64)>) {
+        let numbers = |(address, len): (u64, u64)| {
+            address / BLOCK_BYTES as u64..=at(address, len.saturating_sub(1)) / BLOCK_BYTES as u64
+        };
+        // Before our blocks are borrowed: the ranges may come from them.
+        let mut missing: Vec<u64> = ranges.into_iter().flat_map(numbers).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let mut blocks = self.blocks.borrow_mut();
+        missing.retain(|number| !blocks.numbers.contains_key(number));
+        // What does not fit is fetched when it is needed.
+        missing.truncate(MAX_BLOCKS.saturating_sub(blocks.numbers.len()));
+        let mut buffer = vec![[0; BLOCK_BYTES]; missing.len().min(MAX_SCATTERED)];
+        let mut rest = &missing[..];
+        while !rest.is_empty() {
+            let part = &rest[..rest.len().min(MAX_SCATTERED)];
+            if self.spend(|left| &mut left.fetches, part.len() as u64).is_none() {
+                return;
+            }
+            let addresses: Vec<u64> = part.iter().map(|number| number * BLOCK_BYTES as u64).collect();
+            let read = self.source.read_blocks(&addresses, &mut buffer[..part.len()]).min(part.len());
+            for (number, block) in part.iter().zip(&buffer[..read]) {
+                blocks.insert(*number, Some(block));
+            }
+            if let Some(unreadable) = part.get(read) {
+                blocks.insert(*unreadable, None);
+            }
+            rest = &rest[(read + 1).min(part.len())..];
+        }
+    }
+
+    /// An object of which some members will be read.
+    pub const fn members(&self, address: u64) -> Members<'_> {
+        Members { image: self, address }
+    }
+
     /// `len` bytes at `address`, all or none.
     pub fn object(&self, address: u64, len: usize) -> Option<Object> {
         // A length is no reason to take memory: only what can be read is.
-        let mut bytes = Vec::with_capacity(len.min(PAGE_BYTES));
+        let mut bytes = Vec::with_capacity(len.min(BLOCK_BYTES));
         self.read(address, len, |part| bytes.extend_from_slice(part))?;
         Some(Object { address, bytes })
     }
@@ -133,37 +175,40 @@ impl<'source> Image<'source> {
         Some(bytes)
     }
 
-    /// Gives `len` bytes at `address` page by page. What was given counts only if all could be.
+    /// Gives `len` bytes at `address` block by block. What was given counts only if all could be.
     fn read(&self, address: u64, len: usize, mut take: impl FnMut(&[u8])) -> Option<()> {
         let end = address.checked_add(len as u64)?;
         self.spend(|left| &mut left.read_bytes, len as u64 + READ_COST_BYTES)?;
         let mut next = address;
         while next < end {
-            let (number, offset) = (next / PAGE_BYTES as u64, (next % PAGE_BYTES as u64) as usize);
-            let part = (PAGE_BYTES - offset).min((end - next) as usize);
-            self.with_page(number, |page| take(&page[offset..offset + part]))?;
+            let (number, offset) = (next / BLOCK_BYTES as u64, (next % BLOCK_BYTES as u64) as usize);
+            let part = (BLOCK_BYTES - offset).min((end - next) as usize);
+            self.with_block(number, |block| take(&block[offset..offset + part]))?;
             next += part as u64;
         }
         Some(())
     }
 
-    /// Fetches the page if it was not tried yet. `None`: it cannot be read.
-    fn with_page(&self, number: u64, take: impl FnOnce(&[u8; PAGE_BYTES])) -> Option<()> {
-        let mut pages = self.pages.borrow_mut();
-        if let Some(page) = pages.get(&number) {
-            return page.as_deref().map(take);
+    /// Fetches the block if it was not tried yet. `None`: it cannot be read.
+    fn with_block(&self, number: u64, take: impl FnOnce(&Block)) -> Option<()> {
+        let mut blocks = self.blocks.borrow_mut();
+        if let Some(place) = blocks.numbers.get(&number) {
+            return blocks.at(*place).map(take);
         }
-        self.spend(|left| &mut left.fetches, 1)?;
-        if pages.len() >= MAX_PAGES {
-            pages.clear();
+        if blocks.numbers.len() >= MAX_BLOCKS {
+            blocks.clear();
         }
-        let mut buffer = [[0; PAGE_BYTES]; PAGES_AT_ONCE as usize];
-        let read = self.source.read_pages(number * PAGE_BYTES as u64, &mut buffer);
-        for (number, page) in (number..).zip(&buffer[..read]) {
-            pages.entry(number).or_insert_with(|| Some(Box::new(*page)));
+        let last = at(number, BLOCKS_AT_ONCE - 1).min(u64::MAX / BLOCK_BYTES as u64);
+        let wanted: Vec<u64> = (number..=last).take_while(|number| !blocks.numbers.contains_key(number)).collect();
+        self.spend(|left| &mut left.fetches, wanted.len() as u64)?;
+        let addresses: Vec<u64> = wanted.iter().map(|number| number * BLOCK_BYTES as u64).collect();
+        let mut buffer = [[0; BLOCK_BYTES]; BLOCKS_AT_ONCE as usize];
+        let read = self.source.read_blocks(&addresses, &mut buffer[..wanted.len()]).min(wanted.len());
+        for (number, block) in wanted.iter().zip(&buffer[..read]) {
+            blocks.insert(*number, Some(block));
         }
         if read == 0 {
-            pages.insert(number, None);
+            blocks.insert(number, None);
         }
         (read > 0).then(|| take(&buffer[0]))
     }
@@ -178,6 +223,91 @@ impl<'source> Image<'source> {
         *part = rest;
         self.left.set(left);
         Some(())
+    }
+}
+
+/// Blocks by their numbers, in slabs, since they are many and go together.
+#[derive(Default)]
+struct Blocks {
+    /// Where a block is; `None`: it cannot be read.
+    numbers: HashMap<u64, Option<u32>>,
+    slabs: Vec<Vec<Block>>,
+}
+
+impl Blocks {
+    const SLAB: usize = 1024;
+
+    fn at(&self, place: Option<u32>) -> Option<&Block> {
+        let place = place? as usize;
+        self.slabs.get(place / Self::SLAB)?.get(place % Self::SLAB)
+    }
+
+    fn insert(&mut self, number: u64, block: Option<&Block>) {
+        let place = block.map(|block| {
+            if self.slabs.last().is_none_or(|slab| slab.len() == Self::SLAB) {
+                self.slabs.push(Vec::with_capacity(Self::SLAB));
+            }
+            let full = self.slabs.len().saturating_sub(1) * Self::SLAB;
+            let slab = self.slabs.last_mut().map(|slab| {
+                slab.push(*block);
+                slab.len() - 1
+            });
+            (full + slab.unwrap_or_default()) as u32
+        });
+        self.numbers.insert(number, place);
+    }
+
+    fn clear(&mut self) {
+        self.numbers.clear();
+        self.slabs.clear();
+    }
+}
+
+/// An object in the image, whose members are read one by one.
+#[derive(Clone, Copy)]
+pub struct Members<'image> {
+    image: &'image Image<'image>,
+    /// Where it is.
+    pub address: u64,
+}
+
+impl Members<'_> {
+    /// `len` bytes at `offset`.
+    pub fn bytes(&self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        self.image.object(at(self.address, offset), usize::try_from(len).ok()?).map(|object| object.bytes)
+    }
+
+    /// A word.
+    pub fn u64(&self, offset: u64) -> Option<u64> {
+        self.image.u64(at(self.address, offset))
+    }
+
+    /// A half word.
+    pub fn u32(&self, offset: u64) -> Option<u32> {
+        self.image.u32(at(self.address, offset))
+    }
+
+    /// An `int`.
+    pub fn i32(&self, offset: u64) -> Option<i32> {
+        self.image.array(at(self.address, offset)).map(i32::from_le_bytes)
+    }
+
+    /// A byte.
+    pub fn u8(&self, offset: u64) -> Option<u8> {
+        self.image.array(at(self.address, offset)).map(|[byte]| byte)
+    }
+
+    /// A `bool`: any other byte than 0 and 1 is none.
+    pub fn bool(&self, offset: u64) -> Option<bool> {
+        bool_of(self.u8(offset)?)
+    }
+}
+
+fn bool_of(byte: u8) -> Option<bool> {
+    match byte {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
     }
 }
 
@@ -223,11 +353,7 @@ impl Object {
 
     /// A `bool`: any other byte than 0 and 1 is none.
     pub fn bool(&self, offset: u64) -> Option<bool> {
-        match self.u8(offset)? {
-            0 => Some(false),
-            1 => Some(true),
-            _ => None,
-        }
+        bool_of(self.u8(offset)?)
     }
 }
 
@@ -235,24 +361,24 @@ impl Object {
 mod tests {
     use super::*;
 
-    /// One page at 0x1000, which counts up.
+    /// One page at 0x1000, which counts up. Counts the fetches.
     struct OnePage(Cell<u32>);
 
     impl Source for OnePage {
-        fn read_pages(&self, address: u64, pages: &mut [[u8; PAGE_BYTES]]) -> usize {
+        fn read_blocks(&self, addresses: &[u64], blocks: &mut [Block]) -> usize {
             self.0.set(self.0.get() + 1);
-            if address != 0x1000 {
-                return 0;
+            let readable = addresses.iter().take_while(|address| (0x1000..0x2000).contains(*address)).count();
+            for block in &mut blocks[..readable] {
+                for (index, byte) in block.iter_mut().enumerate() {
+                    *byte = index as u8;
+                }
             }
-            for (index, byte) in pages[0].iter_mut().enumerate() {
-                *byte = index as u8;
-            }
-            1
+            readable
         }
     }
 
     #[test]
-    fn pages_are_read_once_and_their_ends_respected() {
+    fn blocks_are_read_once_and_the_ends_of_memory_respected() {
         let source = OnePage(Cell::new(0));
         let image = Image::new(&source);
         assert_eq!(image.u32(0x1001), Some(0x0403_0201));
@@ -261,11 +387,34 @@ mod tests {
         let object = image.object(0x1000, 16).expect("it is in the page");
         assert_eq!((object.u64(8), object.u64(9), object.u64(u64::MAX)), (Some(0x0f0e_0d0c_0b0a_0908), None, None));
         assert_eq!((object.bool(0), object.bool(1), object.bool(2)), (Some(false), Some(true), None));
+        let members = image.members(0x1000);
+        assert_eq!((members.u64(8), members.bool(1), members.bool(2)), (object.u64(8), Some(true), None));
+        assert_eq!(members.u64(u64::MAX), None);
         let fetches = source.0.get();
         image.u32(0x1008);
         assert_eq!(source.0.get(), fetches, "what was read is not read again");
         image.refresh();
         image.u32(0x1008);
         assert_eq!(source.0.get(), fetches + 1);
+    }
+
+    #[test]
+    fn what_was_prefetched_is_there_and_what_cannot_be_read_is_skipped() {
+        let source = OnePage(Cell::new(0));
+        let image = Image::new(&source);
+        image.prefetch([(0x0ff0, 32), (0x1800, 8), (0x1ff8, 8), (0x9000, 8), (u64::MAX, 8), (0x1000, 0)]);
+        let fetches = source.0.get();
+        assert_eq!(image.u32(0x1000), Some(0x0302_0100));
+        assert_eq!((image.u64(0x1800), image.u64(0x1ff8)), (Some(0x0706_0504_0302_0100), Some(0xfffe_fdfc_fbfa_f9f8)));
+        assert_eq!((image.u64(0x0ff0), image.u64(0x9000)), (None, None));
+        assert_eq!(source.0.get(), fetches, "all of it was fetched, or tried");
+    }
+
+    #[test]
+    fn a_budget_ends_a_look() {
+        let source = OnePage(Cell::new(0));
+        let image = Image::with_budget(&source, Budget { fetches: 2, ..Budget::LOOK });
+        image.prefetch((0..8).map(|block| (0x1000 + block * BLOCK_BYTES as u64, 8)));
+        assert!(image.is_exhausted() && image.u64(0x1000).is_none());
     }
 }

@@ -18,6 +18,7 @@ mod fingerprint;
 pub mod image;
 pub mod layouts;
 mod pipe;
+mod prefetch;
 pub mod socket;
 mod subscriptions;
 mod vote;

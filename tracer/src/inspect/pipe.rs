@@ -11,7 +11,7 @@ use super::{
     connection::text,
     context::{Reader, Sockets},
     cxx,
-    image::{Object, at},
+    image::{Members, Object, at},
     layouts::{OBJECT_CTX, PIPE_IN, PIPE_OUT},
 };
 use crate::{
@@ -19,8 +19,6 @@ use crate::{
     event::{Connection, ConnectionState, Pipes, Role},
 };
 
-/// A `pipe_t` is not longer than this, up to the last member that is read, in any layout.
-const PIPE_BYTES: usize = 240;
 /// `message_pipe_granularity` of libzmq's `config.hpp`: messages in a chunk of a queue.
 const CHUNK_MESSAGES: u64 = 256;
 /// Message parts of one socket whose bytes are summed up; what holds more is not known.
@@ -62,8 +60,8 @@ impl Reader<'_> {
         (back == socket).then_some(Ends { socket, other })
     }
 
-    fn pipe(&self, address: u64) -> Option<Object> {
-        let pipe = self.subject.image.object(address, PIPE_BYTES)?;
+    fn pipe(&self, address: u64) -> Option<Members<'_>> {
+        let pipe = self.subject.image.members(address);
         (pipe.u64(OBJECT_CTX)? == self.context).then_some(pipe)
     }
 

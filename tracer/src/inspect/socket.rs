@@ -6,7 +6,7 @@ use tracer_common::record::SOCKET_TAG;
 use super::{
     Detail,
     context::Reader,
-    image::{Object, at},
+    image::{Members, at},
     layouts::{
         self, Layout, OBJECT_CTX, OPT_AFFINITY, OPT_RCVHWM, OPT_ROUTING_ID, OPT_ROUTING_ID_SIZE, OPT_SNDHWM, SIGNALER_R,
     },
@@ -33,9 +33,6 @@ const XSUB: u8 = 10;
 /// The tag of a socket that the program has closed, until the reaper has dealt with it.
 pub const CLOSED_TAG: u32 = 0xdead_beef;
 
-/// A socket is not longer than this, up to the last member that is read, in any layout.
-const SOCKET_BYTES: usize = 2048;
-
 /// Reads the socket at `handle`; `None` when there is none, or its layout is not known.
 pub fn identity(memory: &Memory, version: Version, handle: u64) -> Option<Identity> {
     layouts::sockets(version).into_iter().find_map(|layout| {
@@ -58,10 +55,7 @@ impl Reader<'_> {
     /// The socket at `handle`, without its connections; `None` when there is none.
     pub fn socket(&self, handle: u64) -> Option<SocketState> {
         let (layout, image) = (self.layout, self.subject.image);
-        let object = image.object(handle, SOCKET_BYTES).or_else(|| {
-            // It may end where mapped memory does.
-            image.object(handle, layout.socket_monitor_events as usize + 8)
-        })?;
+        let object = image.members(handle);
         let tag = object.u32(layout.socket_tag)?;
         let socket_type = object.u8(layout.opt_type)?;
         let is_socket = (tag == SOCKET_TAG || tag == CLOSED_TAG)
@@ -90,7 +84,7 @@ impl Reader<'_> {
     }
 
     /// What a blocked call polls. Thread-safe sockets wait for a condition variable instead.
-    fn mailbox_fd(&self, socket: &Object) -> Option<i32> {
+    fn mailbox_fd(&self, socket: &Members<'_>) -> Option<i32> {
         let layout = self.layout;
         if layout.socket_thread_safe.and_then(|offset| socket.bool(offset)) == Some(true) {
             return None;
@@ -105,7 +99,7 @@ impl Reader<'_> {
         (fd >= 0).then_some(fd)
     }
 
-    fn monitor(&self, socket: &Object) -> Option<Monitor> {
+    fn monitor(&self, socket: &Members<'_>) -> Option<Monitor> {
         let handle = socket.u64(self.layout.socket_monitor)?;
         let is_ours = self.subject.image.u64(at(handle, OBJECT_CTX)) == Some(self.context);
         // `int` or `int64_t`, by release; all events fit into the half word.
@@ -114,7 +108,7 @@ impl Reader<'_> {
     }
 }
 
-fn options(layout: &Layout, socket: &Object) -> Options {
+fn options(layout: &Layout, socket: &Members<'_>) -> Options {
     let i32 = |offset: u64| socket.i32(offset);
     let optional = |offset: Option<u64>| offset.and_then(|offset| socket.i32(offset));
     let routing_id_size = socket.u8(OPT_ROUTING_ID_SIZE).map(u64::from);
@@ -139,7 +133,7 @@ fn options(layout: &Layout, socket: &Object) -> Options {
         connect_timeout: optional(layout.opt_connect_timeout),
         mechanism: i32(layout.opt_mechanism),
         as_server: i32(layout.opt_as_server).map(|value| value != 0),
-        routing_id: routing_id_size.and_then(|size| socket.bytes(OPT_ROUTING_ID, size)).map(Bytes::copy_from_slice),
+        routing_id: routing_id_size.and_then(|size| socket.bytes(OPT_ROUTING_ID, size)).map(Bytes::from),
         maxmsgsize: socket.u64(layout.opt_maxmsgsize).map(|bytes| bytes as i64),
         backlog: i32(layout.opt_backlog),
         affinity: socket.u64(OPT_AFFINITY),

@@ -4,6 +4,9 @@ use std::io;
 
 const PAGE_BYTES: usize = 4096;
 
+/// Parts that one call reads at most: IOV_MAX of linux/uio.h (UIO_MAXIOV).
+const MAX_PARTS: usize = 1024;
+
 /// The memory of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
@@ -33,13 +36,23 @@ impl Memory {
         }
     }
 
+    /// Fills `buffer` with parts of `len` bytes from as many addresses, none of which crosses a page, up to the first
+    /// one that cannot be read, and returns how much that was. At most 1024 parts are read.
+    pub fn read_scattered(&self, addresses: &[u64], len: usize, buffer: &mut [u8]) -> usize {
+        let part = |address: &u64| libc::iovec { iov_base: *address as *mut _, iov_len: len };
+        let parts: Vec<_> = addresses.iter().take(MAX_PARTS.min(buffer.len() / len.max(1))).map(part).collect();
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: parts.len() * len };
+        let remote = (parts.as_ptr(), parts.len() as libc::c_ulong);
+        // SAFETY: `local` is a live buffer of at least that length; the kernel checks the remote addresses.
+        let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, remote.0, remote.1, 0) };
+        usize::try_from(read).unwrap_or(0)
+    }
+
     /// Fills `buffer` from `address` up to the first page that cannot be read, and returns how much that was.
     pub fn read_some(&self, address: u64, buffer: &mut [u8]) -> usize {
-        // The most that one call takes: IOV_MAX of linux/uio.h (UIO_MAXIOV).
-        const MAX_PAGES: usize = 1024;
         let mut pages = Vec::new();
         let mut offset = 0;
-        while offset < buffer.len() && pages.len() < MAX_PAGES {
+        while offset < buffer.len() && pages.len() < MAX_PARTS {
             let Some(start) = address.checked_add(offset as u64) else { break };
             let len = (PAGE_BYTES - start as usize % PAGE_BYTES).min(buffer.len() - offset);
             pages.push(libc::iovec { iov_base: start as *mut _, iov_len: len });
