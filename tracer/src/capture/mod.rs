@@ -334,7 +334,7 @@ impl Capture {
         }
         let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
         self.introduced.extend(sockets.map(|socket| (process.pid, socket.handle, 0)));
-        self.ready.push(Event::Snapshot(snapshot));
+        self.ready.push(Event::Snapshot(Arc::new(snapshot)));
     }
 
     /// Passes on how full the queues of all targets are.

@@ -175,7 +175,7 @@ impl Snapshots {
                 target.is_introduced = true;
                 events.push(Event::Process(describe(&target.process, snapshot.ts_ns, target.is_asked)));
             }
-            events.push(Event::Snapshot(snapshot));
+            events.push(Event::Snapshot(Arc::new(snapshot)));
         }
         events.push(Event::Tick(Tick { ts_ns: monotonic_ns() }));
         self.targets.retain(|_, target| target.is_asked || target.is_introduced);

@@ -6,6 +6,8 @@
 
 mod state;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracer_common::{
@@ -32,7 +34,7 @@ pub enum Event {
     /// A socket that was there before us says what it is.
     Socket(Socket),
     /// All that a process holds, as found in its memory and in the kernel's tables.
-    Snapshot(Snapshot),
+    Snapshot(Arc<Snapshot>),
     /// Queues were looked at.
     Queues(Queues),
     /// A call returned.

@@ -20,6 +20,8 @@ use crate::event::{Context, SocketState};
 const CTX_TAG: u32 = 0xabad_cafe;
 /// The tag of a context lies in its first bytes.
 const MAX_TAG_OFFSET: u64 = 256;
+/// Nothing is mapped below: vm.mmap_min_addr.
+const LEAST_POINTER: u64 = 1 << 16;
 /// A context is not longer than this in any layout.
 const CTX_BYTES: usize = 704;
 
@@ -47,7 +49,10 @@ pub fn find(subject: &Subject<'_>, entries: &[Entry]) -> Vec<Found> {
     for entry in entries {
         // What it would be if the entry is that of a thread's mailbox.
         let word = entry.events.checked_sub(THREAD_EVENTS - OBJECT_CTX).and_then(|at| subject.image.u64(at));
-        let Some(address) = word.filter(|address| !contexts.contains_key(address)) else { continue };
+        // Of most others it is the allocator's note of a size.
+        let may_be_pointer = |address: &u64| *address >= LEAST_POINTER && address.is_multiple_of(8);
+        let word = word.filter(|address| may_be_pointer(address) && !contexts.contains_key(address));
+        let Some(address) = word else { continue };
         let Some(tag) = tag_offset(subject, address) else { continue };
         let table = subject.image.u64(entry.events).and_then(|table| subject.file_at(table));
         let library = table.and_then(|file| file.library).unwrap_or(0);
@@ -129,10 +134,8 @@ impl Reader<'_> {
         let (mut sockets, missing) = self.sockets_and_what_they_own(found, handles);
         look.unread += missing;
         self.add_watched(&mut sockets);
-        let names = self.bound_names().unwrap_or_else(|| {
-            look.unread += 1;
-            BTreeMap::new()
-        });
+        let (names, are_all) = self.bound_names(&sockets);
+        look.unread += u32::from(!are_all);
         let mut inproc = self.inproc(&sockets, &names);
         let mut names_of: HashMap<u64, Vec<Bytes>> = HashMap::new();
         for (name, socket) in names {
@@ -225,17 +228,25 @@ impl Reader<'_> {
         }
     }
 
-    /// Names that inproc sockets of the context are bound to, and the sockets. `None` when they are changed each time
-    /// that they are read.
-    fn bound_names(&self) -> Option<BTreeMap<Bytes, u64>> {
+    /// Names that inproc sockets of the context are bound to, and the sockets; and whether these are all. Where the map
+    /// is changed each time that it is read, what was found in it counts all the same: each name says its own socket.
+    fn bound_names(&self, sockets: &Sockets) -> (BTreeMap<Bytes, u64>, bool) {
         let address = at(self.context, self.layout.ctx_endpoints);
-        let read = || cxx::tree(self.subject.image, address)?.into_iter().map(|node| self.named(node)).collect();
-        (0..TRIES).find_map(|round| {
+        let mut names = BTreeMap::new();
+        for round in 0..TRIES {
             if round > 0 {
                 self.subject.image.refresh();
             }
-            read()
-        })
+            let sound = cxx::tree(self.subject.image, address);
+            let is_sound = sound.is_some();
+            let nodes = sound.unwrap_or_else(|| cxx::reachable(self.subject.image, address));
+            let named = nodes.into_iter().filter_map(|node| self.named(node));
+            names.extend(named.filter(|(name, socket)| name.starts_with(b"inproc:") && sockets.contains_key(socket)));
+            if is_sound {
+                return (names, true);
+            }
+        }
+        (names, false)
     }
 
     /// A node of a map from strings to what begins with a pointer: both.

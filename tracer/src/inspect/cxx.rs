@@ -1,6 +1,8 @@
 //! Containers of libstdc++ in another process's memory. Each is read within limits: a count or a pointer that makes no
 //! sense ends it.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::{
@@ -59,6 +61,9 @@ pub const fn string_bytes(strings: Strings) -> u64 {
     }
 }
 
+/// Bytes that we keep of a node which was seen.
+const NODE_KEPT: usize = 64;
+
 /// Where the value of a node of a tree begins.
 pub const NODE_VALUE: u64 = 32;
 
@@ -95,4 +100,21 @@ pub fn tree(image: &Image<'_>, address: u64) -> Option<Vec<u64>> {
     // Of an empty one both ends are the header itself: a place that was never a tree is all zero.
     let found = [nodes.first(), nodes.last()].map(|node| node.copied().unwrap_or(header));
     (nodes.len() as u64 == count && found == ends).then_some(nodes)
+}
+
+/// The nodes that can be reached in a tree which is being changed: some may be missing, and none is known to be in it
+/// still.
+pub fn reachable(image: &Image<'_>, address: u64) -> Vec<u64> {
+    let mut nodes = Vec::new();
+    let mut seen = HashSet::new();
+    let mut waiting: Vec<u64> = image.u64(at(address, 16)).into_iter().collect();
+    while let Some(node) = waiting.pop() {
+        if node == 0 || nodes.len() as u64 >= MAX_ELEMENTS || !seen.insert(node) || image.keep(NODE_KEPT).is_none() {
+            continue;
+        }
+        let (Some(left), Some(right)) = (image.u64(at(node, 16)), image.u64(at(node, 24))) else { continue };
+        nodes.push(node);
+        waiting.extend([left, right]);
+    }
+    nodes
 }

@@ -1,7 +1,5 @@
 //! Which layout a build has: by where its tags are, and where that leaves several, by values that are known.
 
-use std::collections::BTreeSet;
-
 use tracer_common::record::SOCKET_TAG;
 
 use super::{
@@ -27,11 +25,10 @@ pub fn layout<'a>(
     version: Option<Version>,
 ) -> Option<&'a Layout> {
     let sockets: Vec<u64> = sockets.iter().copied().take(SAMPLES).collect();
-    let handles: BTreeSet<u64> = sockets.iter().copied().collect();
     let candidates = subject.layouts.iter().filter(|layout| fits(subject, found, &sockets, layout));
     let judged = candidates.filter_map(|layout| {
         let known = version.is_some_and(|version| layout.fits(version));
-        let agreeing = known_values(subject, found, &sockets, layout)? + engines(subject, entries, &handles, layout);
+        let agreeing = known_values(subject, found, &sockets, layout)? + engines(subject, entries, layout);
         Some((known, agreeing, layout))
     });
     // Of several that agree equally, the first, which is the most usual.
@@ -41,11 +38,7 @@ pub fn layout<'a>(
 
 /// Whether the tags are where the layout says: that of the context, and of every socket.
 fn fits(subject: &Subject<'_>, found: &Found, sockets: &[u64], layout: &Layout) -> bool {
-    let has_tag = |socket: &u64| {
-        let tag = subject.image.u32(at(*socket, layout.socket_tag));
-        tag == Some(SOCKET_TAG) || tag == Some(CLOSED_TAG)
-    };
-    let tagged = sockets.iter().filter(|socket| has_tag(socket)).count();
+    let tagged = sockets.iter().filter(|socket| has_tag(subject, **socket, layout)).count();
     // One may have been freed meanwhile.
     layout.ctx_tag == found.tag && tagged + 1 >= sockets.len() && (tagged > 0 || sockets.is_empty())
 }
@@ -83,13 +76,19 @@ fn is_fd(number: i32) -> bool {
     (0..1 << 20).contains(&number)
 }
 
-/// How many poll entries are those of engines that know their fd, their entry and a socket.
-fn engines(subject: &Subject<'_>, entries: &[Entry], sockets: &BTreeSet<u64>, layout: &Layout) -> u32 {
+/// How many poll entries, of some from everywhere, are those of engines that know their fd, their entry and a socket.
+fn engines(subject: &Subject<'_>, entries: &[Entry], layout: &Layout) -> u32 {
     let is_engine = |entry: &&Entry| {
         let word = |offset: u64| subject.image.u64(at(entry.events, offset));
         word(layout.engine_s).map(|word| word as i32) == Some(entry.fd)
             && word(layout.engine_handle) == Some(entry.address)
-            && word(layout.engine_socket).is_some_and(|socket| sockets.contains(&socket))
+            && word(layout.engine_socket).is_some_and(|socket| has_tag(subject, socket, layout))
     };
-    entries.iter().filter(is_engine).take(SAMPLES).count() as u32
+    entries.iter().step_by(entries.len().div_ceil(SAMPLES).max(1)).filter(is_engine).count() as u32
+}
+
+/// Whether a socket's tag is where the layout says.
+fn has_tag(subject: &Subject<'_>, socket: u64, layout: &Layout) -> bool {
+    let tag = subject.image.u32(at(socket, layout.socket_tag));
+    tag == Some(SOCKET_TAG) || tag == Some(CLOSED_TAG)
 }

@@ -4,10 +4,9 @@
 //! A block is small, since objects are: of a connection 4 KiB are of interest, which lie in 16 pages. And a system call
 //! can fetch many of them, wherever they are ([`Image::prefetch`]).
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-};
+use std::cell::{Cell, RefCell};
+
+use rustc_hash::FxHashMap;
 
 use crate::target::Memory;
 
@@ -230,7 +229,7 @@ impl<'source> Image<'source> {
 #[derive(Default)]
 struct Blocks {
     /// Where a block is; `None`: it cannot be read.
-    numbers: HashMap<u64, Option<u32>>,
+    numbers: FxHashMap<u64, Option<u32>>,
     slabs: Vec<Vec<Block>>,
 }
 

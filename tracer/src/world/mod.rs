@@ -3,7 +3,10 @@
 
 mod names;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
 use tracer_common::function::Class;
 
@@ -36,7 +39,7 @@ pub struct Process {
     /// The libzmq copies in it.
     pub libraries: Vec<Library>,
     /// What it held when it was last looked into.
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<Arc<Snapshot>>,
     threads: HashMap<u32, String>,
     sockets: HashMap<(u64, u32), Socket>,
     /// The latest generation of each address.
@@ -243,7 +246,7 @@ impl Process {
     }
 
     /// What was found in its memory is so, whatever was known before.
-    fn found(&mut self, snapshot: &Snapshot) {
+    fn found(&mut self, snapshot: &Arc<Snapshot>) {
         for context in &snapshot.contexts {
             Self::number(&mut self.contexts, &mut self.seen[1], context.handle);
             for state in &context.sockets {
@@ -257,14 +260,14 @@ impl Process {
                 }
             }
         }
-        self.snapshot = Some(snapshot.clone());
+        self.snapshot = Some(Arc::clone(snapshot));
     }
 
     /// Brings the queues of the snapshot up to date.
     fn sampled(&mut self, queues: &Queues) {
         let Some(snapshot) = &mut self.snapshot else { return };
         let sampled: HashMap<u64, _> = queues.queues.iter().map(|queue| (queue.pipes.handle, queue.pipes)).collect();
-        let sockets = snapshot.contexts.iter_mut().flat_map(|context| &mut context.sockets);
+        let sockets = Arc::make_mut(snapshot).contexts.iter_mut().flat_map(|context| &mut context.sockets);
         for connection in sockets.flat_map(|socket| &mut socket.connections) {
             if let Some(pipes) = &mut connection.pipes
                 && let Some(now) = sampled.get(&pipes.handle)
