@@ -1,13 +1,14 @@
 //! What is known of the targets at a moment of the stream: processes, threads, contexts, sockets, and
 //! their names. A fold over events, the same from a live process and from saved events.
 
+mod fds;
 mod names;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tracer_common::function::Class;
 
-pub use self::names::SocketLabel;
+pub use self::{fds::Fd, names::SocketLabel};
 use crate::event::{Call, Event, Library, Outcome, Queues, Snapshot, Start};
 
 /// Closed sockets that are remembered, a process.
@@ -38,6 +39,8 @@ pub struct Process {
     /// What it held when it was last looked into.
     pub snapshot: Option<Snapshot>,
     threads: HashMap<u32, String>,
+    /// Fds of sockets.
+    fds: fds::Fds,
     sockets: HashMap<(u64, u32), Socket>,
     /// The latest generation of each address.
     newest: HashMap<u64, u32>,
@@ -96,6 +99,7 @@ impl World {
             }
             Event::Snapshot(snapshot) => self.process_mut(snapshot.pid).found(snapshot),
             Event::Queues(queues) => self.process_mut(queues.pid).sampled(queues),
+            Event::Fd(change) => self.process_mut(change.pid).fd_changed(change),
             Event::Call(call) => self.apply_call(call),
             Event::InFlight(in_flight) => self.see(&in_flight.call),
             Event::Totals(totals) => {
@@ -113,10 +117,17 @@ impl World {
                 process.contexts.clear();
                 process.pollers.clear();
                 process.snapshot = None;
+                process.fds.clear();
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
-            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Tick(_) | Event::End(_) => {}
+            Event::ProcessExit(exit) => self.process_mut(exit.pid).fds.clear(),
+            Event::ThreadExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
+    }
+
+    /// Whether people are to be shown what sockets are bound and connected to, and what fds are.
+    pub fn shows_endpoints(&self) -> bool {
+        self.endpoints_shown
     }
 
     /// CLOCK_REALTIME of a stamp, ns.
@@ -257,6 +268,7 @@ impl Process {
                 }
             }
         }
+        self.fds_found(snapshot);
         self.snapshot = Some(snapshot.clone());
     }
 
