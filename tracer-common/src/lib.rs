@@ -3,6 +3,7 @@
 
 #![no_std]
 
+pub mod fds;
 pub mod function;
 pub mod limits;
 pub mod record;

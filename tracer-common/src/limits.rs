@@ -43,6 +43,20 @@ pub const MAX_NESTED_FRAMES: usize = 2;
 /// A call further away runs on another stack, such as a coroutine's, and may outlive the pending one.
 pub const MAX_CALLBACK_STACK_BYTES: u64 = 16 << 10;
 
+/// File descriptors of ZeroMQ sockets that are followed, over all targets. One more is counted as
+/// [`Loss::FdTableFull`](crate::record::Loss::FdTableFull).
+pub const MAX_FDS: u32 = 65_536;
+
+/// Addresses of sockets that were given to a later socket, whose generation is remembered for their file descriptors.
+pub const MAX_REOPENED_SOCKETS: u32 = 65_536;
+
+/// Classes of objects that watch file descriptors, over all libzmq copies of a process and the layouts that each may
+/// have.
+pub const MAX_WATCHERS: usize = 64;
+
+/// Bytes of a unix socket's name, `sizeof sockaddr_un.sun_path`.
+pub const MAX_PATH_BYTES: usize = 108;
+
 /// `sizeof (zmq_pollitem_t)`.
 pub const POLL_ITEM_BYTES: usize = 16;
 

@@ -19,6 +19,8 @@ pub enum RecordKind {
     ThreadExit = 4,
     /// A [`ThreadRecord`]: a target replaced its program by `execve`.
     ProcessExec = 5,
+    /// A [`FdRecord`](crate::fds::FdRecord).
+    Fd = 6,
 }
 
 impl RecordKind {
@@ -30,6 +32,7 @@ impl RecordKind {
             3 => Some(Self::ThreadStart),
             4 => Some(Self::ThreadExit),
             5 => Some(Self::ProcessExec),
+            6 => Some(Self::Fd),
             _ => None,
         }
     }
@@ -205,6 +208,9 @@ pub struct SocketConfig {
 /// Marks a live socket in libzmq's memory (`socket_base_t::check_tag`, 4.1 to 4.3.5).
 pub const SOCKET_TAG: u32 = 0xbadd_ecaf;
 
+/// The same of a socket that the program has closed, until the reaper thread has dealt with it.
+pub const CLOSED_SOCKET_TAG: u32 = 0xdead_beef;
+
 /// Bytes of the page that holds the trampoline of return probes.
 pub const TRAMPOLINE_BYTES: u64 = 4096;
 
@@ -310,10 +316,14 @@ pub enum Loss {
     /// A call began on another stack while one of the thread was pending below it (a signal handler's stack, a
     /// coroutine): a second return probe there would make the kernel kill the target.
     OtherStack = 6,
+    /// A change of a file descriptor found the ring full.
+    FdRingFull = 7,
+    /// More file descriptors than [`MAX_FDS`](crate::limits::MAX_FDS).
+    FdTableFull = 8,
 }
 
 /// Number of [`Loss`] reasons.
-pub const LOSS_REASONS: u32 = 7;
+pub const LOSS_REASONS: u32 = 9;
 
 /// Key of the map that counts the sockets closed at an address.
 #[repr(C)]

@@ -25,15 +25,18 @@ use tracer_common::{
 };
 
 use crate::{
+    fds,
     maps::{
-        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_classes, count_close, fsbase_offset, lose, payload_limit,
-        record_classes,
+        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_classes, count_close, follow_fds, fsbase_offset, lose,
+        payload_limit, record_classes,
     },
     memory::{copy_bytes, copy_text, read_user},
     threads,
     totals::count,
 };
 
+/// `ZMQ_FD`, an option of a socket.
+const ZMQ_FD: u32 = 14;
 /// `ZMQ_SNDMORE`.
 const SNDMORE: u64 = 2;
 
@@ -391,6 +394,10 @@ fn capture_at_return(call: &mut CallRecord, cookie: Cookie, failed: bool) {
             let len = read_user::<u64>(call.args[3]).unwrap_or(0);
             copy_bytes(call, call.args[2], len, MAX_TEXT_BYTES as u64);
             set_size(call, len);
+            if follow_fds() != 0 && call.args[1] as u32 == ZMQ_FD {
+                let pid_tgid = u64::from(call.tgid) << 32 | u64::from(call.tid);
+                fds::mailbox_told(pid_tgid, call.args[0], call.library, call.args[2]);
+            }
         }
         _ => {}
     }
@@ -480,6 +487,7 @@ fn socket_layout(tgid: u32, cookie: Cookie, socket: u64) -> Option<&'static Sock
 fn read_socket_id(call: &mut CallRecord, cookie: Cookie) {
     let socket = call.ret as u64;
     call.generation = look_up_generation(call.tgid, socket);
+    fds::socket_opened(call.tgid, socket, call.generation);
     let Some(layout) = socket_layout(call.tgid, cookie, socket) else { return };
     if layout.socket_id != 0 {
         copy_bytes(call, socket + u64::from(layout.socket_id), 4, 4);

@@ -1,7 +1,8 @@
 //! The BPF programs of zmqtrace.
 //!
 //! The kernel side filters, stamps, copies and counts; userspace thinks. `calls` sits on libzmq's
-//! functions, `process` on the life of threads and programs, `totals` counts for `stat`; `maps` holds all
+//! functions, `process` on the life of threads and programs, `fds` on the system calls by which
+//! file descriptors change hands, `totals` counts for `stat`; `maps` holds all
 //! that is shared. `registers` stands apart: it lists where threads are, when it is asked to. Nothing here wakes the reader: it comes on its own timer.
 
 #![no_std]
@@ -11,6 +12,7 @@
 
 mod atomic;
 mod calls;
+mod fds;
 mod maps;
 mod memory;
 mod process;

@@ -9,7 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, RingBuf},
 };
 use tracer_common::{
-    limits::{MAX_CLOSED_SOCKETS, MAX_TARGETS, MAX_THREADS, MAX_TOTALS},
+    fds::{FdConfig, FdKey, FdOwner},
+    limits::{MAX_CLOSED_SOCKETS, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS, MAX_THREADS, MAX_TOTALS},
     record::{CallTotals, LOSS_REASONS, Loss, SocketAddress, TargetConfig, ThreadSlot, TotalsKey},
 };
 
@@ -34,6 +35,20 @@ pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_T
 /// How often a socket at this address was closed.
 #[map]
 pub static CLOSED: LruHashMap<SocketAddress, u32> = LruHashMap::with_max_entries(MAX_CLOSED_SOCKETS, 0);
+
+/// By tgid: the processes whose file descriptors are followed. Userspace gives this and the next two maps one entry
+/// where nobody asked for that.
+#[map]
+pub static FD_TARGETS: HashMap<u32, FdConfig> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// The file descriptors of ZeroMQ sockets. No LRU: one that was pushed out would be taken for another's.
+#[map]
+pub static FDS: HashMap<FdKey, FdOwner> = HashMap::with_max_entries(MAX_FDS, 0);
+
+/// The generation of a socket whose address an earlier one had. [`CLOSED`] runs ahead of it from `zmq_close` on, while
+/// the socket still lives and may connect.
+#[map]
+pub static REOPENED: LruHashMap<SocketAddress, u32> = LruHashMap::with_max_entries(MAX_REOPENED_SOCKETS, 0);
 
 /// What `stat` counts. One map for all CPUs, not one a CPU: a ZeroMQ socket is used by one thread at a
 /// time, so there is nothing to contend for, and the memory does not grow with the CPUs.
@@ -73,6 +88,10 @@ constant! {
 constant! {
     /// Offset of `thread.fsbase` in `task_struct`, from BTF; 0: not known.
     FSBASE_OFFSET, fsbase_offset, u32
+}
+constant! {
+    /// 1: the file descriptors of sockets are followed.
+    FOLLOW_FDS, follow_fds, u32
 }
 constant! {
     /// 1: `--debug`.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
-    helpers::generated::{bpf_probe_read_user, bpf_probe_read_user_str},
+    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str},
 };
 use tracer_common::{
     limits::{INLINE_DATA_BYTES, MAX_DATA_BYTES, MAX_TEXT_BYTES},
@@ -21,6 +21,15 @@ pub fn read_user<T: Copy>(address: u64) -> Option<T> {
     let status = unsafe { bpf_probe_read_user(value.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _) };
     // SAFETY: the helper filled it, and callers ask for plain integers only.
     (status == 0).then(|| unsafe { value.assume_init() })
+}
+
+/// Reads one plain value of the kernel; zero where that is not readable.
+#[inline(always)]
+pub fn read_kernel<T: Copy + Default>(address: u64) -> T {
+    let mut value = T::default();
+    // SAFETY: writes the size of `value`; the helper checks the source.
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _) };
+    value
 }
 
 /// Copies the first `limit` of `len` bytes at `address`.

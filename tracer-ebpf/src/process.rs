@@ -5,6 +5,7 @@ use aya_log_ebpf::info;
 use tracer_common::record::RecordKind;
 
 use crate::{
+    fds,
     maps::{TARGETS, debug},
     threads,
 };
@@ -33,6 +34,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let old_tid: u32 = ctx.arg(1);
+    fds::program_replaced(tgid);
     threads::free(pid_tgid);
     threads::free(u64::from(tgid) << 32 | u64::from(old_tid));
     if debug() != 0 {

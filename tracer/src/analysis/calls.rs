@@ -1,4 +1,4 @@
-//! Which lines a trace of calls has: calls that returned, calls that still block, ends of processes.
+//! Which lines a trace of calls has: calls that returned, calls that still block, fds of sockets that came or went.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use tracer_common::limits::MAX_NESTED_FRAMES;
 
 use super::narrow::Narrow;
 use crate::{
-    event::{Call, Event},
+    event::{Call, Event, FdChange},
     world::World,
 };
 
@@ -41,6 +41,8 @@ pub enum Line<'event> {
         /// When.
         ts_ns: u64,
     },
+    /// A fd of a socket came or went: what the world now knows of it.
+    Fd(&'event FdChange),
     /// The thread of a call that was shown as unfinished has ended.
     Abandoned {
         /// The call.
@@ -79,6 +81,7 @@ impl Calls {
         match event {
             Event::Call(call) => self.returned(world, call).into_iter().collect(),
             Event::InFlight(sample) => self.sampled(world, &sample.call, sample.ts_ns).into_iter().collect(),
+            Event::Fd(change) => self.fd_changed(world, change).into_iter().collect(),
             Event::ThreadExit(exit) => self.abandon(exit.ts_ns, |call| call.tid == exit.tid),
             Event::Exec(end) | Event::ProcessExit(end) => self.abandon(end.ts_ns, |call| call.pid == end.pid),
             Event::End(end) => self.still_in_flight(end.sampled_ns),
@@ -95,6 +98,12 @@ impl Calls {
         let wanted = self.filter.successful.is_none_or(|successful| successful != failed);
         // What was begun is ended.
         (resumed || (wanted && self.filter.narrow.admits(world, call))).then_some(Line::Returned { call, resumed })
+    }
+
+    /// Fds of which is not known whose they were are not shown.
+    fn fd_changed<'event>(&self, world: &World, change: &'event FdChange) -> Option<Line<'event>> {
+        let fd = world.fd(change.pid, change.fd)?;
+        self.filter.narrow.admits_fd(world, change.pid, fd).then_some(Line::Fd(change))
     }
 
     fn sampled(&mut self, world: &World, call: &Call, ts_ns: u64) -> Option<Line<'static>> {

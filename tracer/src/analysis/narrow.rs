@@ -2,7 +2,7 @@
 
 use crate::{
     event::Call,
-    world::{Socket, SocketLabel, World},
+    world::{Fd, Socket, SocketLabel, World},
 };
 
 /// What to keep. An empty list keeps everything; of a list, one match is enough; all lists must match.
@@ -22,6 +22,16 @@ impl Narrow {
     /// Whether a call is to be shown.
     pub fn admits(&self, world: &World, call: &Call) -> bool {
         self.admits_socket(world.socket_of(call)) && self.admits_payload(call.payload().unwrap_or_default())
+    }
+
+    /// Whether changes of a socket's fd are to be shown.
+    pub fn admits_fd(&self, world: &World, pid: u32, fd: &Fd) -> bool {
+        let socket = world.socket(pid, fd.handle, fd.generation).cloned().map(|mut socket| {
+            // Its own end of it is known even where the socket was bound to any port.
+            socket.endpoints.extend(fd.endpoint.clone());
+            socket
+        });
+        self.contains.is_empty() && self.admits_socket(socket.as_ref())
     }
 
     /// Whether calls on a socket (`None`: on none) are to be shown.

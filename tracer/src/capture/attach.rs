@@ -79,15 +79,16 @@ struct Site {
 }
 
 /// Attaches to all functions of the wanted `classes` in all `processes`, with links of the `wanted` kind or
-/// else the best.
+/// else the best. `bounds`: sockets must be told from later ones at their addresses whatever the classes.
 pub fn attach(
     object: &mut Object,
     processes: &[Process],
     classes: &[Class],
+    bounds: bool,
     programs: Programs,
     wanted: Option<LinkKind>,
 ) -> Result<Probes, Error> {
-    let sites = sites(processes, classes);
+    let sites = sites(processes, classes, bounds);
     let kinds = wanted.map_or_else(|| vec![LinkKind::Session, LinkKind::Multi, LinkKind::Perf], |kind| vec![kind]);
     let mut reasons = Vec::new();
     for kind in kinds {
@@ -110,7 +111,7 @@ pub fn attach(
     Err(Error::Bpf { action: "attach to libzmq's functions".into(), reason: reasons.join("; ") })
 }
 
-fn sites(processes: &[Process], classes: &[Class]) -> Vec<Site> {
+fn sites(processes: &[Process], classes: &[Class], bounds: bool) -> Vec<Site> {
     processes
         .iter()
         .flat_map(|process| {
@@ -118,7 +119,7 @@ fn sites(processes: &[Process], classes: &[Class]) -> Vec<Site> {
             libraries.map(move |(number, library)| Site {
                 pid: process.pid,
                 path: PathBuf::from(format!("/proc/self/fd/{}", library.file.as_raw_fd())),
-                points: points(number, library, classes),
+                points: points(number, library, classes, bounds),
             })
         })
         .filter(|site| !site.points.is_empty())
@@ -129,9 +130,9 @@ fn sites(processes: &[Process], classes: &[Class]) -> Vec<Site> {
 /// Where callers cannot be told apart (libzmq linked into the program), the functions that make such calls
 /// are probed as well, unreported. So are `zmq_socket` and `zmq_close`, by which a reused address is known to
 /// be a new socket.
-fn points(number: usize, library: &Library, classes: &[Class]) -> Vec<Point> {
+fn points(number: usize, library: &Library, classes: &[Class], bounds: bool) -> Vec<Point> {
     let wanted = |class: Class| classes.contains(&class);
-    let about_sockets = classes.iter().any(|class| !matches!(class, Class::Ctx | Class::Msg));
+    let about_sockets = bounds || classes.iter().any(|class| !matches!(class, Class::Ctx | Class::Msg));
     let to_tell = |class: Class| {
         !library.tells_callers() && classes.iter().any(|nested| nesting_classes(*nested) & class.bit() != 0)
     };

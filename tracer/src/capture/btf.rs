@@ -3,7 +3,7 @@
 use std::{fs::File, os::fd::FromRawFd as _, thread::JoinHandle};
 
 use btf_rs::{Backend, Btf, Type};
-use tracer_common::record::TaskLayout;
+use tracer_common::{fds::SocketLayout, record::TaskLayout};
 
 use crate::error::Error;
 
@@ -12,19 +12,32 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// A look-up in the kernel's type information, which is large: it goes on in a thread of its own while the
 /// targets are looked into.
 #[derive(Debug)]
-pub struct KernelTypes(JoinHandle<Result<u32, Error>>);
+pub struct KernelTypes(JoinHandle<Result<Offsets, Error>>);
+
+/// What a capture needs of the kernel's type information.
+#[derive(Debug, Clone, Copy)]
+pub struct Offsets {
+    /// `thread.fsbase` in `task_struct`, bytes: the thread pointer of an x86_64 thread.
+    pub fsbase: u32,
+    /// The way from a fd to its socket's addresses; all zero where that was not asked for, or is not known.
+    pub sockets: SocketLayout,
+}
 
 impl KernelTypes {
-    /// Begins.
-    pub fn look_up() -> Self {
-        Self(std::thread::spawn(fsbase_offset))
+    /// Begins. `sockets`: whether the way from a fd to its socket's addresses is wanted.
+    pub fn look_up(sockets: bool) -> Self {
+        Self(std::thread::spawn(move || {
+            let btf = open()?;
+            let sockets = if sockets { socket_layout(&btf).unwrap_or_default() } else { SocketLayout::default() };
+            Ok(Offsets { fsbase: fsbase_offset(&btf)?, sockets })
+        }))
     }
 
-    /// Offset of `thread.fsbase` in `task_struct`, bytes: the thread pointer of an x86_64 thread.
+    /// What was found.
     ///
     /// # Errors
-    /// When the kernel has no type information, or not of that.
-    pub fn fsbase_offset(self) -> Result<u32, Error> {
+    /// When the kernel has no type information, or not of what every capture needs.
+    pub fn offsets(self) -> Result<Offsets, Error> {
         self.0.join().unwrap_or_else(|_| {
             Err(Error::Kernel { what: "readable type information".into(), remedy: "please report this kernel" })
         })
@@ -67,9 +80,8 @@ pub fn task_iterator() -> Result<TaskIteratorTypes, Error> {
     Ok(TaskIteratorTypes { function, layout })
 }
 
-fn fsbase_offset() -> Result<u32, Error> {
-    let btf = open()?;
-    let offset = structure(&btf, "task_struct").and_then(|task| nested(&btf, &task, &["thread", "fsbase"]));
+fn fsbase_offset(btf: &Btf) -> Result<u32, Error> {
+    let offset = structure(btf, "task_struct").and_then(|task| nested(btf, &task, &["thread", "fsbase"]));
     offset.ok_or_else(|| Error::Kernel {
         what: "task_struct.thread.fsbase in its type information".into(),
         remedy: "only x86_64 kernels are supported",
@@ -102,22 +114,60 @@ fn structure(btf: &Btf, name: &str) -> Option<Type> {
     btf.resolve_types_by_name(name).ok()?.into_iter().find(|kind| matches!(kind, Type::Struct(_)))
 }
 
-/// Offset of a member, or of a member's member, of a structure, bytes.
+/// `None`: a kernel that keeps something elsewhere than all that are known. Unix sockets may be in a module.
+fn socket_layout(btf: &Btf) -> Option<SocketLayout> {
+    let offset = |name: &str, path: &[&str]| nested(btf, &structure(btf, name)?, path);
+    let common = |member: &str| offset("sock", &["__sk_common", member]);
+    Some(SocketLayout {
+        task_files: offset("task_struct", &["files"])?,
+        files_table: offset("files_struct", &["fdt"])?,
+        table_files: offset("fdtable", &["fd"])?,
+        file_private_data: offset("file", &["private_data"])?,
+        socket_file: offset("socket", &["file"])?,
+        socket_sk: offset("socket", &["sk"])?,
+        family: common("skc_family")?,
+        local_port: common("skc_num")?,
+        remote_port: common("skc_dport")?,
+        local: common("skc_rcv_saddr")?,
+        remote: common("skc_daddr")?,
+        local6: common("skc_v6_rcv_saddr").unwrap_or(0),
+        remote6: common("skc_v6_daddr").unwrap_or(0),
+        unix_address: offset("unix_sock", &["addr"]).unwrap_or(0),
+        unix_peer: offset("unix_sock", &["peer"]).unwrap_or(0),
+        unix_len: offset("unix_address", &["len"]).unwrap_or(0),
+        unix_name: offset("unix_address", &["name"]).unwrap_or(0),
+    })
+}
+
+/// Offset of a member, or of a member's member, of a structure, bytes. Members without a name are looked into.
 fn nested(btf: &Btf, structure: &Type, path: &[&str]) -> Option<u32> {
     let (name, rest) = path.split_first()?;
-    let Type::Struct(structure) = structure else { return None };
-    let is_named = |member: &&btf_rs::Member| btf.resolve_name(*member).is_ok_and(|found| found == *name);
-    let member = structure.members.iter().find(is_named)?;
-    let offset = member.bit_offset() / 8;
-    if rest.is_empty() {
-        return Some(offset);
-    }
-    Some(offset + nested(btf, &btf.resolve_chained_type(member).ok()?, rest)?)
+    let (Type::Struct(structure) | Type::Union(structure)) = structure else { return None };
+    structure.members.iter().find_map(|member| {
+        let offset = member.bit_offset() / 8;
+        let found = btf.resolve_name(member).unwrap_or_default();
+        let inner = || btf.resolve_chained_type(member).ok();
+        match (found.as_str(), rest) {
+            ("", _) => Some(offset + nested(btf, &inner()?, path)?),
+            (found, []) if found == *name => Some(offset),
+            (found, rest) if found == *name => Some(offset + nested(btf, &inner()?, rest)?),
+            _ => None,
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_from_a_fd_to_its_addresses_is_known() {
+        let btf = open().expect("tests need a kernel with BTF");
+        let layout = socket_layout(&btf).expect("this kernel is as others");
+        // ABI in all but name: the addresses begin the structure.
+        assert_eq!((layout.remote, layout.local, layout.remote_port, layout.local_port), (0, 4, 12, 14));
+        assert!(layout.task_files > 0 && layout.unix_address > 0);
+    }
 
     #[test]
     fn a_copy_says_the_same() {

@@ -4,6 +4,7 @@
 mod attach;
 mod blocked;
 mod btf;
+mod fds;
 mod in_flight;
 mod order;
 mod program;
@@ -39,6 +40,7 @@ use tracer_common::{
 
 use self::{
     attach::Probes,
+    fds::Follower,
     in_flight::Sampler,
     order::Order,
     program::{Constants, Object},
@@ -54,7 +56,7 @@ use crate::{
     error::Error,
     event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick, Totals},
     inspect::{self, Detail},
-    target::{self, Memory, fds},
+    target::{self, Memory},
 };
 
 /// How often the ring is read when little happens. Nothing wakes us.
@@ -76,6 +78,8 @@ pub struct Options {
     pub records: Vec<Class>,
     /// Whether the kernel is to count calls.
     pub totals: bool,
+    /// Whether the fds of sockets are to be followed.
+    pub fds: bool,
     /// Bytes of each payload to copy.
     pub payload_limit: u32,
     /// Size of the ring, a power of two.
@@ -120,6 +124,7 @@ pub struct Capture {
     lost: Array<MapData, u64>,
     closed: HashMap<MapData, SocketAddress, u32>,
     targets: HashMap<MapData, u32, TargetConfig>,
+    follower: Option<Follower>,
     loss: Loss,
     look_due: Instant,
     /// Targets that have not ended.
@@ -190,11 +195,14 @@ impl Capture {
     /// When privileges or kernel features are missing; nothing is left attached then.
     pub fn start(processes: Vec<target::Process>, kernel_types: KernelTypes, options: &Options) -> Result<Self, Error> {
         let loader = program::loader();
+        let kernel = kernel_types.offsets()?;
         let constants = Constants {
             payload_limit: options.payload_limit,
             record_classes: set_of(&options.records).into(),
             count_classes: if options.totals { set_of(&options.classes).into() } else { 0 },
-            fsbase_offset: kernel_types.fsbase_offset()?,
+            fsbase_offset: kernel.fsbase,
+            follow_fds: options.fds.into(),
+            socket_layout: kernel.sockets,
             debug: options.debug.into(),
         };
         let mut object = Object::load(loader, &constants, options.ring_bytes)?;
@@ -208,7 +216,9 @@ impl Capture {
         }
         object.attach_raw_tracepoint("thread_exit", "sched_process_exit")?;
         object.attach_raw_tracepoint("process_exec", "sched_process_exec")?;
-        let probes = attach::attach(&mut object, &processes, &options.classes, options.programs, options.link)?;
+        let probes =
+            attach::attach(&mut object, &processes, &options.classes, options.fds, options.programs, options.link)?;
+        let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
         let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
         let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
         let slots = MappedArray::new(object.map_fd("THREADS")?.as_fd(), MAX_THREADS)
@@ -222,6 +232,7 @@ impl Capture {
             lost: typed(object.take_map("LOST")?)?,
             closed: typed(object.take_map("CLOSED")?)?,
             targets,
+            follower,
             loss: Loss::default(),
             look_due: Instant::now(),
             alive: Vec::new(),
@@ -327,7 +338,10 @@ impl Capture {
     /// Tells the stream of every socket that a process has. One that a call is seen to make or close meanwhile is
     /// left to that call.
     fn introduce_all(&mut self, process: &target::Process) {
-        let snapshot = fds::fds(process.pid).and_then(|fds| snapshot::take(process, &fds, Detail::Names));
+        let snapshot = target::fds::fds(process.pid).and_then(|fds| snapshot::take(process, &fds, Detail::Names));
+        if let Some(follower) = &mut self.follower {
+            follower.seed(process, snapshot.as_ref().ok());
+        }
         let Ok(mut snapshot) = snapshot else { return };
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);
@@ -432,6 +446,7 @@ impl Capture {
     /// as the ring is read, later now and then.
     fn reopen_replaced(&mut self) {
         let Self { replaced, alive, targets, .. } = self;
+        let mut reopened_pids = Vec::new();
         replaced.retain_mut(|(pid, tries)| {
             *tries = tries.saturating_add(1);
             if *tries > REOPEN_TRIES && *tries % REOPEN_TRIES != 0 {
@@ -441,8 +456,23 @@ impl Capture {
             let Ok(reopened) = target::Process::open(*pid) else { return true };
             let _ = targets.insert(*pid, target_config(&reopened), 0);
             *process = reopened;
+            reopened_pids.push(*pid);
             false
         });
+        for pid in reopened_pids {
+            self.follow_again(pid);
+        }
+    }
+
+    /// What a process has had since it replaced its program.
+    fn follow_again(&mut self, pid: u32) {
+        let Some(index) = self.alive.iter().position(|(process, _)| process.pid == pid) else { return };
+        let Some(follower) = &mut self.follower else { return };
+        let (process, pidfd) = self.alive.swap_remove(index);
+        // It had room before.
+        let _ = follower.begin(&process);
+        self.introduce_all(&process);
+        self.alive.push((process, pidfd));
     }
 
     fn look_up_loss(&mut self, now_ns: u64) {
@@ -465,6 +495,9 @@ impl Capture {
         // All that it did before is in the ring.
         self.drain(false);
         let _ = self.targets.remove(&process.pid);
+        if let Some(follower) = &mut self.follower {
+            follower.end(process.pid);
+        }
         self.introduced.retain(|(pid, ..)| *pid != process.pid);
         self.order.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: process.pid }));
         if self.alive.is_empty() {
@@ -591,6 +624,18 @@ fn target_config(process: &target::Process) -> TargetConfig {
         *slot = library.config();
     }
     config
+}
+
+/// Makes the changes of the processes' fds seen.
+fn follow(object: &mut Object, processes: &[target::Process]) -> Result<Follower, Error> {
+    let mut follower = Follower::new(typed(object.take_map("FD_TARGETS")?)?, typed(object.take_map("FDS")?)?);
+    for process in processes {
+        follower
+            .begin(process)
+            .map_err(|reason| Error::Bpf { action: "tell the kernel side of a target's fds".into(), reason })?;
+    }
+    object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
+    Ok(follower)
 }
 
 fn describe(process: &target::Process, ts_ns: u64, is_target: bool) -> Process {

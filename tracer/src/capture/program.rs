@@ -13,6 +13,11 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 
+use tracer_common::{
+    fds::SocketLayout,
+    limits::{MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS},
+};
+
 use super::sys::{self, AttachType, ProgramKind};
 use crate::error::Error;
 
@@ -33,6 +38,10 @@ pub struct Constants {
     pub count_classes: u32,
     /// Offset of `thread.fsbase` in `task_struct`; 0: not known.
     pub fsbase_offset: u32,
+    /// 1: the fds of sockets are followed.
+    pub follow_fds: u32,
+    /// The way from a fd to its socket's addresses.
+    pub socket_layout: SocketLayout,
     /// 1: the BPF side reports on itself.
     pub debug: u32,
 }
@@ -53,13 +62,20 @@ pub fn loader<'a>() -> EbpfLoader<'a> {
 impl Object {
     /// Creates the maps. `ring_bytes` is a power of two and a multiple of the page size.
     pub fn load<'a>(mut loader: EbpfLoader<'a>, constants: &'a Constants, ring_bytes: u32) -> Result<Self, Error> {
+        // Room is taken when maps are made.
+        let room = |entries: u32| if constants.follow_fds != 0 { entries } else { 1 };
         let bpf = loader
             .override_global("PAYLOAD_LIMIT", &constants.payload_limit, true)
             .override_global("RECORD_CLASSES", &constants.record_classes, true)
             .override_global("COUNT_CLASSES", &constants.count_classes, true)
             .override_global("FSBASE_OFFSET", &constants.fsbase_offset, true)
+            .override_global("FOLLOW_FDS", &constants.follow_fds, true)
+            .override_global("SOCKET_LAYOUT", &constants.socket_layout, true)
             .override_global("DEBUG", &constants.debug, true)
             .map_max_entries("EVENTS", ring_bytes)
+            .map_max_entries("FD_TARGETS", room(MAX_TARGETS))
+            .map_max_entries("FDS", room(MAX_FDS))
+            .map_max_entries("REOPENED", room(MAX_REOPENED_SOCKETS))
             .load(OBJECT)
             .map_err(load_error)?;
         let fd = |(name, map): (&str, &Map)| {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use aya::Pod;
 use bytes::{Bytes, BytesMut};
 use tracer_common::{
+    fds::FdRecord,
     function::{Cookie, Failure, Function, Returns},
     limits::{INLINE_DATA_BYTES, MAX_NESTED_FRAMES},
     record::{
@@ -13,6 +14,7 @@ use tracer_common::{
     },
 };
 
+use super::fds;
 use crate::event::{Call, Data, Event, FunctionId, Missing, Outcome, ProcessEnd, Thread, ThreadExit};
 use crate::target::printable;
 
@@ -45,6 +47,9 @@ impl Decoder {
             Some(RecordKind::Data) => {
                 self.data(record);
                 return None;
+            }
+            Some(RecordKind::Fd) => {
+                read(record, size_of::<FdRecord>()).and_then(|record| fds::change(&record)).map(Event::Fd)
             }
             Some(kind) => read(record, size_of::<ThreadRecord>()).and_then(|thread| self.life(kind, &thread)),
             None => None,
@@ -147,7 +152,7 @@ impl Decoder {
                 Some(Event::ThreadExit(ThreadExit { ts_ns, pid, tid }))
             }
             RecordKind::ProcessExec => Some(Event::Exec(ProcessEnd { ts_ns, pid })),
-            RecordKind::Call | RecordKind::Data => None,
+            RecordKind::Call | RecordKind::Data | RecordKind::Fd => None,
         }
     }
 

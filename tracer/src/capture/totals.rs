@@ -88,6 +88,8 @@ pub fn read_loss(counters: &Array<MapData, u64>, ts_ns: u64) -> Loss {
         nested_too_deep: count(Reason::TooDeep),
         life_ring_full: count(Reason::LifeRingFull),
         other_stack: count(Reason::OtherStack),
+        fd_ring_full: count(Reason::FdRingFull),
+        fd_table_full: count(Reason::FdTableFull),
         unreadable: 0,
         stragglers: 0,
     }

@@ -35,7 +35,13 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let classes = classes(&arguments.classes);
     let default_limit = if arguments.hexdump { MAX_DATA_BYTES as u32 } else { DEFAULT_STRING_LIMIT };
     let payload_limit = arguments.string_limit.unwrap_or(default_limit);
-    let options = Options { records: classes.clone(), classes, payload_limit, ..options(common, &arguments.attach) };
+    let options = Options {
+        records: classes.clone(),
+        classes,
+        fds: arguments.show_endpoints,
+        payload_limit,
+        ..options(common, &arguments.attach)
+    };
     let successful = match (arguments.successful_only, arguments.failed_only) {
         (true, _) => Some(true),
         (_, true) => Some(false),
@@ -131,6 +137,7 @@ fn options(common: &Common, attach: &Attach) -> Options {
         classes: Vec::new(),
         records: Vec::new(),
         totals: false,
+        fds: false,
         payload_limit: 0,
         ring_bytes: attach.buffer << 20,
         duration: common.duration,
@@ -163,7 +170,7 @@ fn run(
         Diagnostics::install();
     }
     target::check_privileges()?;
-    let kernel_types = KernelTypes::look_up();
+    let kernel_types = KernelTypes::look_up(options.fds);
     let mut pids = attach.pids.clone();
     pids.sort_unstable();
     pids.dedup();

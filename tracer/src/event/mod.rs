@@ -4,6 +4,7 @@
 //! complete (a call's is its return). What comes after capture reads no clock, no `/proc` and no map, so
 //! it gives the same answer from a live process and from saved events.
 
+mod fds;
 mod state;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tracer_common::{
     limits::{POLL_ITEM_BYTES, POLLER_EVENT_BYTES},
 };
 
+pub use self::fds::{Change, FdChange, FdPart, FdSocket};
 pub use self::state::{
     Blocked, Connection, ConnectionState, Context, Endpoint, Frame, KernelSocket, Mapping, Monitor, Options, Pipes,
     Role, Snapshot, SocketState, Stack, Subscriptions, Topic,
@@ -41,6 +43,8 @@ pub enum Event {
     Call(Call),
     /// A call is still in flight.
     InFlight(InFlight),
+    /// A fd of a socket came or went.
+    Fd(FdChange),
     /// A thread ended, and its calls in flight with it.
     ThreadExit(ThreadExit),
     /// A process replaced its program. Its threads but one, and all its calls in flight, are gone.
@@ -328,6 +332,10 @@ pub struct Loss {
     pub life_ring_full: u64,
     /// Calls that began on another stack while one of their thread was pending.
     pub other_stack: u64,
+    /// Changes of fds that found the ring full.
+    pub fd_ring_full: u64,
+    /// Fds beyond the table of those that are followed.
+    pub fd_table_full: u64,
     /// Records that made no sense.
     pub unreadable: u64,
     /// Calls that were reported, but later than others that returned after them.
@@ -336,7 +344,7 @@ pub struct Loss {
 
 impl Loss {
     /// What was lost, by reason, with the names of the JSON contract. Stragglers were not lost.
-    pub const fn reasons(&self) -> [(&'static str, u64); 8] {
+    pub const fn reasons(&self) -> [(&'static str, u64); 10] {
         [
             ("ring_full", self.ring_full),
             ("data_ring_full", self.data_ring_full),
@@ -345,6 +353,8 @@ impl Loss {
             ("nested_too_deep", self.nested_too_deep),
             ("life_ring_full", self.life_ring_full),
             ("other_stack", self.other_stack),
+            ("fd_ring_full", self.fd_ring_full),
+            ("fd_table_full", self.fd_table_full),
             ("unreadable", self.unreadable),
         ]
     }
@@ -445,6 +455,7 @@ impl Event {
             Self::Queues(event) => event.ts_ns,
             Self::Call(event) => event.outcome.map_or(event.entry_ns, |outcome| outcome.return_ns),
             Self::InFlight(event) => event.ts_ns,
+            Self::Fd(event) => event.ts_ns,
             Self::ThreadExit(event) => event.ts_ns,
             Self::Exec(event) | Self::ProcessExit(event) => event.ts_ns,
             Self::Totals(event) => event.ts_ns,

@@ -170,6 +170,13 @@ pub fn sockets(version: Version) -> Vec<&'static Layout> {
     layouts
 }
 
+/// The layout that [`Layout::name`] calls so.
+pub fn named(name: &str) -> Option<&'static Layout> {
+    let (version, variant) = name.split_once('-').unwrap_or((name, USUAL));
+    let version: Version = version.parse().ok()?;
+    all().iter().find(|layout| layout.variant == variant && layout.fits(version))
+}
+
 /// Offsets in `zmq_msg_t`: its type, and its content (a short message's bytes or a long one's pointer).
 /// The size of a short message lies one byte before the type, the flags one byte behind.
 pub fn message(version: Version) -> (u32, u32) {
@@ -260,5 +267,9 @@ mod tests {
         assert_eq!(layout.name(None), "4.2.5");
         let cow = all().iter().find(|layout| layout.variant == "cow" && layout.fits(NEWEST)).expect("wheels have it");
         assert_eq!(cow.name(None), "4.3.5-cow");
+        for layout in all() {
+            assert_eq!(named(&layout.name(None)), Some(layout));
+        }
+        assert_eq!(named("4.3.5-other"), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What a socket says of itself.
 
 use bytes::Bytes;
-use tracer_common::record::SOCKET_TAG;
+use tracer_common::record::{CLOSED_SOCKET_TAG, SOCKET_TAG};
 
 use super::{
     Detail,
@@ -31,7 +31,7 @@ const SUB: u8 = 2;
 const XSUB: u8 = 10;
 
 /// The tag of a socket that the program has closed, until the reaper has dealt with it.
-pub const CLOSED_TAG: u32 = 0xdead_beef;
+pub const CLOSED_TAG: u32 = CLOSED_SOCKET_TAG;
 
 /// Reads the socket at `handle`; `None` when there is none, or its layout is not known.
 pub fn identity(memory: &Memory, version: Version, handle: u64) -> Option<Identity> {

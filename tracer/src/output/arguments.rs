@@ -60,7 +60,8 @@ fn write_one(line: &mut String, world: &World, call: &Call, index: usize, arg: A
         Arg::Buffer | Arg::Message | Arg::Iov => write_payload(line, call, raw),
         Arg::Text => write_text(line, call, raw),
         Arg::Size | Arg::Unsigned64 => write!(line, "{raw}"),
-        Arg::Int | Arg::Fd => write!(line, "{int}"),
+        Arg::Fd => line.write_str(&shown_fd(world, call.pid, int)),
+        Arg::Int => write!(line, "{int}"),
         Arg::Unsigned => write!(line, "{}", raw as u32),
         Arg::Flags => line.write_str(&constants::flags(FLAGS, u64::from(raw as u32))),
         Arg::SocketType => match constants::socket_type(int) {
@@ -118,6 +119,12 @@ fn shown_socket_name(world: &World, call: &Call, index: usize) -> String {
         world.newest_shown_socket_name(call.pid, raw)
     };
     name.unwrap_or_else(|| "NULL".into())
+}
+
+/// A fd; with `-y` what it is, if it is a socket's.
+fn shown_fd(world: &World, pid: u32, fd: i32) -> String {
+    let name = if world.shows_endpoints() { world.fd_name(pid, fd) } else { None };
+    name.unwrap_or_else(|| fd.to_string())
 }
 
 fn write_pointer(line: &mut String, pointer: u64) -> std::fmt::Result {
@@ -257,9 +264,11 @@ fn half(bytes: &[u8], at: usize) -> u16 {
 }
 
 impl PollItem {
-    /// A socket's name or `fd=5`.
+    /// A socket's name or `fd=5`, `fd=5<REQ#7 ZMQ_FD>`.
     fn object(&self, world: &World, pid: u32) -> String {
-        world.newest_shown_socket_name(pid, self.socket).unwrap_or_else(|| format!("fd={}", self.fd))
+        world
+            .newest_shown_socket_name(pid, self.socket)
+            .unwrap_or_else(|| format!("fd={}", shown_fd(world, pid, self.fd)))
     }
 
     fn json(&self, world: &World, pid: u32, with_events: bool) -> Value {

@@ -18,8 +18,8 @@ use crate::{
         stat::{Counts, Stat},
     },
     constants,
-    event::{Call, CallResult, Event, Loss},
-    world::World,
+    event::{Call, CallResult, Change, Event, FdChange, FdPart, Loss, Role},
+    world::{Fd, World},
 };
 
 /// Every line names its type first.
@@ -28,6 +28,7 @@ use crate::{
 enum Object<'a> {
     Call(CallObject<'a>),
     InFlight(InFlightObject<'a>),
+    Fd(FdObject),
     Stat(StatObject),
     QueueTotal(QueueTotalObject),
     Lost(LostObject),
@@ -62,6 +63,55 @@ struct InFlightObject<'a> {
     ended: bool,
     #[serde(flatten)]
     call: CallObject<'a>,
+}
+
+/// A fd of a socket that came or went.
+#[derive(Serialize)]
+struct FdObject {
+    ts_ns: u64,
+    time: String,
+    pid: u32,
+    tid: u32,
+    fd: i32,
+    change: &'static str,
+    part: &'static str,
+    role: Option<Role>,
+    socket: Option<String>,
+    handle: String,
+    /// What the socket is bound or connected to by it.
+    endpoint: Option<String>,
+    /// Of this end.
+    local: Option<String>,
+    /// Of the other end; of a listener, its own.
+    address: Option<String>,
+    /// Of one that was accepted: the listener.
+    listener: Option<i32>,
+}
+
+fn fd_object(world: &World, event: &FdChange, fd: &Fd, clock: &mut Rfc3339) -> FdObject {
+    let (change, listener) = match &event.change {
+        Change::Added { .. } => ("added", None),
+        Change::Accepted { listener, .. } => ("accepted", Some(*listener)),
+        Change::Removed => ("removed", None),
+        Change::Closed => ("closed", None),
+    };
+    let address = if fd.part == FdPart::Listener { &fd.local } else { &fd.remote };
+    FdObject {
+        ts_ns: event.ts_ns,
+        time: clock.text(world.realtime_ns(event.ts_ns)),
+        pid: event.pid,
+        tid: event.tid,
+        fd: event.fd,
+        change,
+        part: fd.part.word(),
+        role: fd.role,
+        socket: world.socket_name(event.pid, fd.handle, fd.generation),
+        handle: format!("{:#x}", fd.handle),
+        endpoint: fd.endpoint.clone(),
+        local: fd.local.clone(),
+        address: address.clone(),
+        listener,
+    }
 }
 
 #[derive(Serialize)]
@@ -189,6 +239,10 @@ impl Report for JsonTrace {
                     ended: false,
                     call: call_object(world, call, &mut self.clock),
                 }),
+                Line::Fd(change) => {
+                    let Some(fd) = world.fd(change.pid, change.fd) else { continue };
+                    Object::Fd(fd_object(world, change, fd, &mut self.clock))
+                }
                 Line::Abandoned { call, ts_ns } => Object::InFlight(InFlightObject {
                     blocked_ns: ts_ns.saturating_sub(call.entry_ns),
                     ended: true,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     analysis::calls::{Calls, Filter, Line},
     constants,
-    event::{Call, Event, Outcome},
+    event::{Call, Change, Event, FdChange, FdPart, Outcome, Role},
     world::World,
 };
 
@@ -77,6 +77,12 @@ impl Strace {
                 }
                 let _ = write!(self.line, "{style}<unfinished, blocked {}>{style:#}", duration(*blocked_ns));
             }
+            Line::Fd(change) => {
+                // What people need not be told of is no line at all.
+                if !self.fd_changed(world, change, colour) {
+                    return;
+                }
+            }
             Line::Abandoned { call, ts_ns } => {
                 self.begin(world, call, *ts_ns, colour);
                 let _ = write!(self.line, "<... {} never returned: its thread ended>", call.function.row().name);
@@ -87,13 +93,39 @@ impl Strace {
 
     /// Moment and thread.
     fn begin(&mut self, world: &World, call: &Call, ts_ns: u64, colour: bool) {
+        self.moment(world, ts_ns, colour);
+        let _ = write!(self.line, "{}[{}/{}] ", world.thread_name(call.pid, call.tid), call.pid, call.tid);
+    }
+
+    fn moment(&mut self, world: &World, ts_ns: u64, colour: bool) {
         let style = if colour { DIM } else { Style::new() };
         if self.options.time != TimeFormat::None {
             let _ = write!(self.line, "{style}");
             self.clock.write(&mut self.line, self.options.time, world, ts_ns);
             let _ = write!(self.line, "{style:#} ");
         }
-        let _ = write!(self.line, "{}[{}/{}] ", world.thread_name(call.pid, call.tid), call.pid, call.tid);
+    }
+
+    /// A connection has a line when it begins and one when it ends. False: this is none of them.
+    fn fd_changed(&mut self, world: &World, event: &FdChange, colour: bool) -> bool {
+        let Some(fd) = world.fd(event.pid, event.fd) else { return false };
+        let peer = fd.remote.as_deref().unwrap_or_default();
+        let what = match (&event.change, fd.part, fd.role) {
+            (Change::Added { .. }, FdPart::Listener, _) => "listens".into(),
+            (Change::Added { .. }, FdPart::Connecter, _) => "connects".into(),
+            (Change::Added { .. }, FdPart::Connection, Some(Role::Connect)) => "connected".into(),
+            (Change::Added { .. }, FdPart::Connection, None) => "added".into(),
+            (Change::Accepted { .. }, ..) if peer.is_empty() => "accepted".into(),
+            (Change::Accepted { .. }, ..) => format!("accepted from {peer}"),
+            (Change::Removed, FdPart::Listener | FdPart::Connection, _) => "removed".into(),
+            // A connecter's that became a connection's would not be one any more.
+            (Change::Closed, FdPart::Connecter, _) => "not connected".into(),
+            _ => return false,
+        };
+        let Some(name) = world.last_fd_name(event.pid, event.fd) else { return false };
+        self.moment(world, event.ts_ns, colour);
+        let _ = write!(self.line, "--- {}[{}] fd {name} {what} ---", process_name(world, event.pid), event.pid);
+        true
     }
 
     fn arguments(&mut self, world: &World, call: &Call, part: Part) {
@@ -163,15 +195,15 @@ impl Report for Strace {
         }
         let note = match event {
             Event::Exec(exec) => {
-                format!("+++ {}[{}] replaced its program by exec +++\n", name(world, exec.pid), exec.pid)
+                format!("+++ {}[{}] replaced its program by exec +++\n", process_name(world, exec.pid), exec.pid)
             }
-            Event::ProcessExit(exit) => format!("+++ {}[{}] ended +++\n", name(world, exit.pid), exit.pid),
+            Event::ProcessExit(exit) => format!("+++ {}[{}] ended +++\n", process_name(world, exit.pid), exit.pid),
             _ => return Ok(()),
         };
         out.write_all(note.as_bytes())
     }
 }
 
-fn name(world: &World, pid: u32) -> &str {
+fn process_name(world: &World, pid: u32) -> &str {
     world.process(pid).map_or("?", |process| &process.name)
 }

@@ -1,6 +1,7 @@
 //! What is known of the targets at a moment of the stream: processes, threads, contexts, sockets, and
 //! their names. A fold over events, the same from a live process and from saved events.
 
+mod fds;
 mod names;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
 
 use tracer_common::function::Class;
 
-pub use self::names::SocketLabel;
+pub use self::{fds::Fd, names::SocketLabel};
 use crate::event::{Call, Event, Library, Outcome, Queues, Snapshot, Start};
 
 /// Closed sockets that are remembered, a process.
@@ -41,6 +42,8 @@ pub struct Process {
     /// What it held when it was last looked into.
     pub snapshot: Option<Arc<Snapshot>>,
     threads: HashMap<u32, String>,
+    /// Fds of sockets.
+    fds: fds::Fds,
     sockets: HashMap<(u64, u32), Socket>,
     /// The latest generation of each address.
     newest: HashMap<u64, u32>,
@@ -99,6 +102,7 @@ impl World {
             }
             Event::Snapshot(snapshot) => self.process_mut(snapshot.pid).found(snapshot),
             Event::Queues(queues) => self.process_mut(queues.pid).sampled(queues),
+            Event::Fd(change) => self.process_mut(change.pid).fd_changed(change),
             Event::Call(call) => self.apply_call(call),
             Event::InFlight(in_flight) => self.see(&in_flight.call),
             Event::Totals(totals) => {
@@ -116,10 +120,17 @@ impl World {
                 process.contexts.clear();
                 process.pollers.clear();
                 process.snapshot = None;
+                process.fds.clear();
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
-            Event::ThreadExit(_) | Event::ProcessExit(_) | Event::Tick(_) | Event::End(_) => {}
+            Event::ProcessExit(exit) => self.process_mut(exit.pid).fds.clear(),
+            Event::ThreadExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
+    }
+
+    /// Whether people are to be shown what sockets are bound and connected to, and what fds are.
+    pub fn shows_endpoints(&self) -> bool {
+        self.endpoints_shown
     }
 
     /// CLOCK_REALTIME of a stamp, ns.
@@ -260,6 +271,7 @@ impl Process {
                 }
             }
         }
+        self.fds_found(snapshot);
         self.snapshot = Some(Arc::clone(snapshot));
     }
 
