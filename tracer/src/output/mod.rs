@@ -10,6 +10,7 @@ mod sink;
 mod sockets;
 mod stat;
 mod strace;
+mod table;
 mod time;
 
 use std::io;

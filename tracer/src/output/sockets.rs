@@ -2,9 +2,13 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
-
-use super::{Report, Sink, arguments::escaped, options, time::duration};
+use super::{
+    Report, Sink,
+    arguments::escaped,
+    options,
+    table::{self, Shape},
+    time::duration,
+};
 use crate::{
     analysis::{
         narrow::Narrow,
@@ -24,8 +28,6 @@ const MAX_TOPICS: usize = 8;
 const OPTIONS_A_LINE: usize = 7;
 /// Functions that are shown of a stack, unless all are asked for.
 const MAX_FUNCTIONS: usize = 4;
-/// The least that a name is cut to.
-const LEAST_NAME: usize = 12;
 
 /// The report.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Sockets {
                 writeln!(out)?;
             }
             let lines = self.process(world, &topology, pid, process, snapshot);
-            write_lines(&lines, out)?;
+            table::write(&lines, &SHAPE, out)?;
         }
         if first {
             writeln!(out, "no process with a ZeroMQ socket")?;
@@ -200,13 +202,11 @@ const FD: usize = 2;
 const PEER: usize = 4;
 const KERNEL: usize = 7;
 
-/// What is written.
-enum Line {
-    /// Across the table.
-    Note(String),
-    /// Of the table.
-    Row([String; COLUMNS]),
-}
+/// Aligned rows, with notes between them.
+type Line = super::table::Line<COLUMNS>;
+
+/// How the table is fitted into a terminal.
+const SHAPE: Shape = Shape { right: &[FD], dropped: &[KERNEL], cut: &[PEER, ENDPOINT] };
 
 /// What a socket is seen with.
 struct View<'a> {
@@ -436,66 +436,6 @@ fn describe_kernel(kernel: &KernelSocket) -> String {
 
 fn count_of(number: u32, thing: &str) -> String {
     count(number as usize, thing)
-}
-
-/// Rows aligned, notes between them; names are cut where the terminal is too narrow.
-fn write_lines(lines: &[Line], out: &mut Sink) -> io::Result<()> {
-    let mut rows: Vec<[String; COLUMNS]> = lines
-        .iter()
-        .filter_map(|line| match line {
-            Line::Row(cells) => Some(cells.clone()),
-            Line::Note(_) => None,
-        })
-        .collect();
-    if let Some(width) = out.width {
-        fit(&mut rows, usize::from(width));
-    }
-    let mut table = Table::new();
-    table.load_preset(NOTHING).add_rows(&rows);
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if index == FD {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let mut text = table.lines();
-    for line in lines {
-        match line {
-            Line::Note(note) => writeln!(out, "{note}")?,
-            Line::Row(_) => writeln!(out, "{}", text.next().unwrap_or_default().trim_end())?,
-        }
-    }
-    Ok(())
-}
-
-/// Cuts what is too wide: first the kernel's column goes, last the names are cut.
-fn fit(rows: &mut [[String; COLUMNS]], width: usize) {
-    let widths = |rows: &[[String; COLUMNS]]| {
-        let mut widths = [0; COLUMNS];
-        for row in rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count() + 2);
-            }
-        }
-        widths
-    };
-    let total = |rows: &[[String; COLUMNS]]| widths(rows).iter().sum::<usize>();
-    if total(rows) > width {
-        rows.iter_mut().for_each(|row| row[KERNEL].clear());
-    }
-    for column in [PEER, ENDPOINT] {
-        let excess = total(rows).saturating_sub(width);
-        let most = widths(rows)[column].saturating_sub(2 + excess).max(LEAST_NAME);
-        if excess > 0 {
-            rows.iter_mut().for_each(|row| cut(&mut row[column], most));
-        }
-    }
-}
-
-fn cut(text: &mut String, most: usize) {
-    if text.chars().count() > most {
-        *text = text.chars().take(most.saturating_sub(1)).chain(['…']).collect();
-    }
 }
 
 /// A queue that moved since the last sample.
