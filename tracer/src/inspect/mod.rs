@@ -15,8 +15,12 @@ mod context;
 pub mod cxx;
 mod epoll;
 mod fingerprint;
+#[cfg(test)]
+mod hostile;
 pub mod image;
 pub mod layouts;
+#[cfg(test)]
+mod made;
 mod pipe;
 mod prefetch;
 pub mod socket;
