@@ -359,8 +359,10 @@ pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot
     let begun_ns = monotonic_ns();
     let Look { contexts, unread } = look_with(process, fds, detail);
     let now_ns = monotonic_ns();
-    // A process that has ended has no memory left: what was read may be half of it.
-    fs::metadata(format!("/proc/{}/fd/.", process.pid))?;
+    // What was read of a process that has ended meanwhile may be half of it.
+    if Memory::new(process.pid).is_gone() {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
     Ok(Snapshot {
         ts_ns: now_ns,
         took_ns: now_ns - begun_ns,

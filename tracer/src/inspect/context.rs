@@ -14,7 +14,10 @@ use super::{
     layouts::{CTX_SOCKETS_BEHIND_TAG, Layout, OBJECT_CTX, SIGNALER_R, THREAD_EVENTS},
     vote,
 };
-use crate::event::{Context, SocketState};
+use crate::{
+    event::{Connection, Context, SocketState},
+    target::Version,
+};
 
 /// Marks a context (`ctx_t::check_tag`).
 const CTX_TAG: u32 = 0xabad_cafe;
@@ -36,15 +39,26 @@ pub struct Found {
 }
 
 impl Found {
+    /// What its libzmq says that it is.
+    pub fn version(&self, subject: &Subject<'_>) -> Option<Version> {
+        subject.versions.get(usize::from(self.library)).copied().flatten()
+    }
+
     /// The addresses of its sockets.
     pub fn sockets(&self, subject: &Subject<'_>) -> Option<Vec<u64>> {
         let sockets = cxx::vector(subject.image, at(self.address, self.tag + CTX_SOCKETS_BEHIND_TAG))?;
         Some(sockets.into_iter().filter(|socket| *socket != 0).collect())
     }
+
+    /// The same, as far as they have what sockets of all builds have in common: the pointer to the context.
+    pub fn sockets_of_any_build(&self, subject: &Subject<'_>) -> Option<BTreeSet<u64>> {
+        let is_socket = |handle: &u64| subject.image.u64(at(*handle, OBJECT_CTX)) == Some(self.address);
+        Some(self.sockets(subject)?.into_iter().filter(is_socket).collect())
+    }
 }
 
 /// Every context of the process.
-pub fn find(subject: &Subject<'_>, entries: &[Entry]) -> Vec<Found> {
+fn find(subject: &Subject<'_>, entries: &[Entry]) -> Vec<Found> {
     let mut contexts: BTreeMap<u64, Found> = BTreeMap::new();
     for entry in entries {
         // What it would be if the entry is that of a thread's mailbox.
@@ -69,24 +83,38 @@ fn tag_offset(subject: &Subject<'_>, context: u64) -> Option<u64> {
     (0..MAX_TAG_OFFSET).step_by(4).find(|offset| head.u32(*offset) == Some(CTX_TAG))
 }
 
-/// Reads a context and all that belongs to it.
-pub fn read(subject: &Subject<'_>, entries: &[Entry], found: &Found, detail: Detail, look: &mut Look) {
-    let Some(sockets) = found.sockets(subject) else {
-        look.unread += 1;
-        return;
-    };
-    let version = subject.versions.get(usize::from(found.library)).copied().flatten();
-    let layout = fingerprint::layout(subject, entries, found, &sockets, version);
-    let Some(layout) = layout else {
-        look.contexts.push(unknown(subject, entries, found, &sockets));
-        return;
-    };
+/// Reads all contexts and what belongs to them.
+pub fn read_all(subject: &Subject<'_>, entries: &[Entry], detail: Detail) -> Look {
+    let mut look = Look::default();
+    let contexts = find(subject, entries);
+    let mut unknown = Vec::new();
+    for found in &contexts {
+        let Some(sockets) = found.sockets(subject) else {
+            look.unread += 1;
+            continue;
+        };
+        match fingerprint::layout(subject, entries, found, &sockets) {
+            Some(layout) => {
+                let reader = Reader { subject, entries, layout, context: found.address, detail };
+                read(&reader, found, sockets, &mut look);
+            }
+            None => unknown.push(found),
+        }
+    }
+    if !unknown.is_empty() {
+        let mut voted = vote::connections(subject, entries, &contexts);
+        look.contexts.extend(unknown.into_iter().map(|found| of_unknown_build(subject, found, &mut voted)));
+    }
+    look
+}
+
+fn read(reader: &Reader<'_>, found: &Found, sockets: Vec<u64>, look: &mut Look) {
+    let Reader { subject, layout, .. } = *reader;
     let mut context = members(subject, found, layout);
-    context.layout = Some(layout.name(version));
+    context.layout = Some(layout.name(found.version(subject)));
     context.inherited = context.owner_pid.is_some_and(|owner| owner != subject.own_pid);
     if !context.inherited {
-        context.sockets =
-            Reader { subject, entries, layout, context: found.address, detail }.sockets(found, sockets, look);
+        context.sockets = reader.sockets(found, sockets, look);
     }
     look.contexts.push(context);
 }
@@ -167,8 +195,10 @@ impl Reader<'_> {
             } else {
                 // What could not be read was closed meanwhile, or was being changed.
                 self.subject.image.refresh();
-                known = found.sockets(self.subject).unwrap_or_default().into_iter().collect();
-                sockets.retain(|handle, _| known.contains(handle));
+                if let Some(handles) = found.sockets(self.subject) {
+                    known = handles.into_iter().collect();
+                    sockets.retain(|handle, _| known.contains(handle));
+                }
             }
             for handle in &known {
                 if !sockets.contains_key(handle)
@@ -178,7 +208,7 @@ impl Reader<'_> {
                     sockets.insert(*handle, (state, owned));
                 }
             }
-            if sockets.len() == known.len() {
+            if sockets.len() == known.len() || self.subject.image.is_exhausted() {
                 break;
             }
         }
@@ -280,22 +310,13 @@ fn contradicting(sockets: &Sockets) -> HashMap<u64, HashSet<Watch>> {
 /// By address: a socket, and what it owns.
 pub type Sockets = BTreeMap<u64, (SocketState, Owned)>;
 
-/// What can be said of a context whose build is not known.
-fn unknown(subject: &Subject<'_>, entries: &[Entry], found: &Found, sockets: &[u64]) -> Context {
-    // What all builds have in common is the pointer to the context.
-    let is_socket = |handle: &u64| subject.image.u64(at(*handle, OBJECT_CTX)) == Some(found.address);
-    let set: BTreeSet<u64> = sockets.iter().copied().filter(is_socket).collect();
-    let mut states: BTreeMap<u64, SocketState> =
-        set.iter().map(|handle| (*handle, SocketState { handle: *handle, ..SocketState::default() })).collect();
-    for (handle, connection) in vote::connections(subject, entries, &set) {
-        if let Some(state) = states.get_mut(&handle) {
-            state.connections.push(connection);
-        }
-    }
-    Context {
-        handle: found.address,
-        library: found.library,
-        sockets: states.into_values().collect(),
-        ..Context::default()
-    }
+/// What can be said of a context whose build is not known. `voted`: connections by socket.
+fn of_unknown_build(subject: &Subject<'_>, found: &Found, voted: &mut HashMap<u64, Vec<Connection>>) -> Context {
+    let sockets = found.sockets_of_any_build(subject).unwrap_or_default().into_iter();
+    let sockets = sockets.take_while(|_| subject.image.keep(size_of::<SocketState>()).is_some()).map(|handle| {
+        let mut connections = voted.remove(&handle).unwrap_or_default();
+        connections.sort_by_key(|connection| connection.fd);
+        SocketState { handle, connections, ..SocketState::default() }
+    });
+    Context { handle: found.address, library: found.library, sockets: sockets.collect(), ..Context::default() }
 }

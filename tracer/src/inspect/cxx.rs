@@ -118,3 +118,133 @@ pub fn reachable(image: &Image<'_>, address: u64) -> Vec<u64> {
     }
     nodes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::made::Made, *};
+
+    const AT: u64 = 0x1_0000;
+    const ELSEWHERE: u64 = 0x2_0000;
+
+    #[test]
+    fn strings_of_both_kinds() {
+        for (text, strings) in
+            [(&b"inproc://a"[..], Strings::Short), (b"tcp://127.0.0.1:1", Strings::CopyOnWrite), (b"", Strings::Short)]
+        {
+            let mut made = Made::default();
+            made.string(AT, ELSEWHERE, text, strings);
+            let image = Image::new(&made);
+            let object = image.object(AT, string_bytes(strings) as usize).expect("it is there");
+            assert_eq!(string(&image, &object, 0, strings).as_deref(), Some(text));
+            assert_eq!(string(&image, &object, 32, strings), None, "behind the object");
+        }
+    }
+
+    #[test]
+    fn strings_that_make_no_sense() {
+        let longest = MAX_STRING_BYTES;
+        for (pointer, len) in
+            [(ELSEWHERE, longest + 1), (ELSEWHERE, u64::MAX), (0, 5), (u64::MAX, 5), (u64::MAX - 8, 8)]
+        {
+            let mut made = Made::default();
+            made.bytes(ELSEWHERE, &[b'x'; 5000]).words(AT, &[pointer, len, 0, 0]);
+            let image = Image::new(&made);
+            let object = image.object(AT, 32).expect("it is there");
+            assert_eq!(string(&image, &object, 0, Strings::Short), None, "{pointer:x} {len:x}");
+            // Whose size would stand before the first address.
+            made.words(AT, &[pointer.min(16)]);
+            let image = Image::new(&made);
+            let object = image.object(AT, 8).expect("it is there");
+            assert_eq!(string(&image, &object, 0, Strings::CopyOnWrite), None);
+        }
+    }
+
+    #[test]
+    fn vectors() {
+        let elements: Vec<u64> = (0..1000).collect();
+        let mut made = Made::default();
+        made.vector(AT, ELSEWHERE + 0xff0, &elements);
+        assert_eq!(vector(&Image::new(&made), AT), Some(elements));
+        let top = u64::MAX - 7;
+        for [begin, end] in [
+            [ELSEWHERE + 8, ELSEWHERE],
+            [ELSEWHERE, ELSEWHERE + 7],
+            [ELSEWHERE + 4, ELSEWHERE + 12],
+            [ELSEWHERE, ELSEWHERE + 8 * (MAX_ELEMENTS + 1)],
+            [ELSEWHERE, ELSEWHERE + (1 << 20)],
+            [0, top],
+            [top - 8, top],
+        ] {
+            made.words(AT, &[begin, end]);
+            assert_eq!(vector(&Image::new(&made), AT), None, "{begin:x} {end:x}");
+        }
+        made.words(AT, &[0, 0]);
+        assert_eq!(vector(&Image::new(&made), AT), Some(vec![]), "one that was never filled");
+        assert_eq!(vector(&Image::new(&made), u64::MAX), None);
+    }
+
+    #[test]
+    fn trees() {
+        for count in [0, 1, 2, 3, 100, 1000] {
+            let values: Vec<_> = (0..count).map(|value: u64| value.to_le_bytes().to_vec()).collect();
+            let mut made = Made::default();
+            let nodes = made.tree(AT, ELSEWHERE, &values);
+            assert_eq!(tree(&Image::new(&made), AT), Some(nodes), "{count}");
+        }
+    }
+
+    #[test]
+    fn trees_that_are_not_sound() {
+        let mut sound = Made::default();
+        let values = vec![vec![]; 7];
+        let nodes = sound.tree(AT, ELSEWHERE, &values);
+        let (root, leftmost, rightmost) = (nodes[3], nodes[0], nodes[6]);
+        let damages: [(&str, u64, u64); 12] = [
+            ("a count too small", AT + 40, 6),
+            ("a count too large", AT + 40, 8),
+            ("a count beyond all sense", AT + 40, u64::MAX),
+            ("no root", AT + 16, 0),
+            ("a root that is no address", AT + 16, u64::MAX - 16),
+            ("another first node", AT + 24, root),
+            ("another last node", AT + 32, leftmost),
+            ("a node below itself", leftmost + 16, leftmost),
+            ("the root below a leaf", rightmost + 24, root),
+            ("the header below a leaf", rightmost + 24, AT + 8),
+            ("one child twice", root + 16, nodes[5]),
+            ("another parent", nodes[1] + 8, nodes[2]),
+        ];
+        for (what, at, word) in damages {
+            let mut made = sound.clone();
+            made.words(at, &[word]);
+            assert_eq!(tree(&Image::new(&made), AT), None, "{what}");
+        }
+        let mut zero = Made::default();
+        zero.words(AT, &[0; 6]);
+        assert_eq!(tree(&Image::new(&zero), AT), None, "what was never a tree");
+    }
+
+    #[test]
+    fn what_can_be_reached_in_a_tree_that_is_being_changed() {
+        let mut made = Made::default();
+        let nodes = made.tree(AT, ELSEWHERE, &vec![vec![]; 7]);
+        // The last branch goes round, and the count is old.
+        made.words(nodes[6] + 24, &[nodes[3]]).words(AT + 40, &[6]);
+        let image = Image::new(&made);
+        let mut found = reachable(&image, AT);
+        found.sort_unstable();
+        assert_eq!((tree(&image, AT), found), (None, nodes));
+        assert!(reachable(&image, 0x6666_0000).is_empty());
+    }
+
+    #[test]
+    fn a_tree_that_is_only_a_long_branch_is_none() {
+        let mut made = Made::default();
+        let nodes: Vec<u64> = (0..100).map(|index| ELSEWHERE + index * 32).collect();
+        for (index, node) in nodes.iter().enumerate() {
+            let parent = if index == 0 { AT + 8 } else { nodes[index - 1] };
+            made.words(*node, &[0, parent, nodes.get(index + 1).copied().unwrap_or(0), 0]);
+        }
+        made.words(AT + 8, &[0, nodes[0], nodes[99], nodes[0], 100]);
+        assert_eq!(tree(&Image::new(&made), AT), None);
+    }
+}

@@ -59,7 +59,42 @@ pub fn entries(subject: &Subject<'_>) -> Vec<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{FileMapping, Subject, image::Image, made::Made},
+        *,
+    };
+
+    #[test]
+    fn entries_point_to_themselves_and_to_objects_with_virtual_functions() {
+        const ENTRY: u64 = 0x1_0ff0;
+        const OBJECT: u64 = 0x3_0000;
+        let files = [FileMapping { start: 0x40_0000, end: 0x41_0000, library: Some(0) }];
+        let read = |entry: [u64; 3], table: u64, watched: Watched| {
+            let mut made = Made::default();
+            made.words(ENTRY, &entry).words(OBJECT, &[table]);
+            let image = Image::new(&made);
+            let watched = [watched, watched];
+            let (files, layouts) = (&files, &[]);
+            entries(&Subject { own_pid: 1, image: &image, watched: &watched, files, versions: &[], layouts })
+        };
+        let watched = Watched { fd: 7, data: ENTRY };
+        // The fd, and one behind it half a word of the epoll_event.
+        let sound = [7 | 1 << 32, ENTRY, OBJECT];
+        let expected = Entry { address: ENTRY, fd: 7, events: OBJECT };
+        assert_eq!(read(sound, 0x40_1000, watched), [expected], "once, however many epolls have it");
+        for (what, entry, table, watched) in [
+            ("another fd", sound, 0x40_1000, Watched { fd: 8, ..watched }),
+            ("a negative fd", [u64::MAX, ENTRY, OBJECT], 0x40_1000, Watched { fd: -1, ..watched }),
+            ("another address", [7, ENTRY + 8, OBJECT], 0x40_1000, watched),
+            ("no object", [7, ENTRY, 0], 0x40_1000, watched),
+            ("an object that is no address", [7, ENTRY, u64::MAX], 0x40_1000, watched),
+            ("a table before the file", sound, 0x3f_ffff, watched),
+            ("a table behind the file", sound, 0x41_0000, watched),
+            ("an entry that is no address", sound, 0x40_1000, Watched { data: u64::MAX - 4, ..watched }),
+        ] {
+            assert_eq!(read(entry, table, watched), [], "{what}");
+        }
+    }
 
     #[test]
     fn fdinfo_is_read_line_by_line() {

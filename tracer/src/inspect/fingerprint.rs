@@ -11,19 +11,13 @@ use super::{
     layouts::{Layout, OBJECT_CTX, SIGNALER_R},
     socket::{CLOSED_TAG, MAX_TYPE},
 };
-use crate::target::Version;
 
 /// Sockets and poll entries that are looked at.
 const SAMPLES: usize = 16;
 
 /// The layout that fits best; `None`: the build is not known.
-pub fn layout<'a>(
-    subject: &Subject<'a>,
-    entries: &[Entry],
-    found: &Found,
-    sockets: &[u64],
-    version: Option<Version>,
-) -> Option<&'a Layout> {
+pub fn layout<'a>(subject: &Subject<'a>, entries: &[Entry], found: &Found, sockets: &[u64]) -> Option<&'a Layout> {
+    let version = found.version(subject);
     let sockets: Vec<u64> = sockets.iter().copied().take(SAMPLES).collect();
     let candidates = subject.layouts.iter().filter(|layout| fits(subject, found, &sockets, layout));
     let judged = candidates.filter_map(|layout| {

@@ -25,7 +25,7 @@ const MAX_SCATTERED: usize = 1024;
 pub struct Budget {
     /// Blocks that are fetched.
     pub fetches: u64,
-    /// Bytes that are copied out of blocks, with [`READ_COST_BYTES`] for each read.
+    /// Bytes that are copied out of blocks, with a fixed price for each read.
     pub read_bytes: u64,
     /// Bytes of what is kept: lists, names, descriptions of sockets and connections.
     pub kept_bytes: u64,

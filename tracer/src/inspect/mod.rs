@@ -15,8 +15,12 @@ mod context;
 pub mod cxx;
 mod epoll;
 mod fingerprint;
+#[cfg(test)]
+mod hostile;
 pub mod image;
 pub mod layouts;
+#[cfg(test)]
+mod made;
 mod pipe;
 mod prefetch;
 pub mod socket;
@@ -79,11 +83,7 @@ const TRIES: u32 = 4;
 
 /// Looks for everything that libzmq holds in the process.
 pub fn look(subject: &Subject<'_>, detail: Detail) -> Look {
-    let mut look = Look::default();
-    let entries = epoll::entries(subject);
-    for found in context::find(subject, &entries) {
-        context::read(subject, &entries, &found, detail, &mut look);
-    }
+    let mut look = context::read_all(subject, &epoll::entries(subject), detail);
     // Something was left out for what it would have cost.
     look.unread += u32::from(subject.image.is_exhausted());
     look.contexts.sort_by_key(|context| (context.library, context.handle));

@@ -278,3 +278,157 @@ impl Reader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            layouts::Layout,
+            made::{CONTEXT, Made, usual},
+        },
+        *,
+    };
+    use crate::target::Version;
+
+    const SOCKET_END: u64 = 0x1_0000;
+    const OTHER_END: u64 = 0x1_1000;
+    const QUEUE: u64 = 0x2_0000;
+    const CHUNKS: u64 = 0x10_0000;
+    const BODIES: u64 = 0x50_0000;
+    const ENDS: Ends = Ends { socket: SOCKET_END, other: OTHER_END };
+    /// One of each layout of messages.
+    const VERSIONS: [Version; 2] = [Version(4, 1, 6), Version(4, 3, 4)];
+
+    fn chunk_bytes(layout: &Layout) -> u64 {
+        layout.msg_size * CHUNK_MESSAGES + 16
+    }
+
+    /// A pipe whose socket has written to `QUEUE`; nothing comes back.
+    fn pipe(layout: &Layout) -> Made {
+        let mut made = Made::default();
+        for (end, peer) in [(SOCKET_END, OTHER_END), (OTHER_END, SOCKET_END)] {
+            made.bytes(end, &[0; 512]).words(end + OBJECT_CTX, &[CONTEXT]).words(end + layout.pipe_peer, &[peer]);
+        }
+        made.words(SOCKET_END + PIPE_OUT, &[QUEUE]).words(OTHER_END + PIPE_IN, &[QUEUE]);
+        made
+    }
+
+    /// A queue from place `first` of its first chunk to place `last` of its last one, all short messages of `size`.
+    fn queue(made: &mut Made, layout: &Layout, chunks: u64, first: u32, last: u32, size: u8) {
+        let chunk = |index: u64| CHUNKS + index * chunk_bytes(layout);
+        made.words(QUEUE, &[0, chunk(0), first.into(), chunk(chunks - 1), last.into()]);
+        for index in 0..chunks {
+            for place in 0..CHUNK_MESSAGES {
+                let message = chunk(index) + place * layout.msg_size;
+                made.bytes(message + layout.msg_type - 1, &[size, TYPE_VSM]);
+            }
+            made.words(chunk(index) + layout.msg_size * CHUNK_MESSAGES, &[0, chunk(index + 1)]);
+        }
+    }
+
+    fn held(made: &Made, version: Version) -> Option<u64> {
+        made.read(version, |reader| reader.bytes_held(&[ENDS]))
+    }
+
+    #[test]
+    fn queues_across_chunks() {
+        for version in VERSIONS {
+            let layout = usual(version);
+            for (chunks, first, last) in
+                [(1, 0, 0), (1, 3, 10), (1, 0, 256), (1, 256, 256), (2, 255, 1), (2, 256, 0), (2, 0, 256), (5, 100, 7)]
+            {
+                let mut made = pipe(layout);
+                queue(&mut made, layout, chunks, first, last, 5);
+                let messages = (chunks - 1) * CHUNK_MESSAGES + u64::from(last) - u64::from(first);
+                assert_eq!(held(&made, version), Some(messages * 5), "{version}: {chunks} chunks, {first} to {last}");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_of_each_kind() {
+        for version in VERSIONS {
+            let layout = usual(version);
+            let mut made = pipe(layout);
+            queue(&mut made, layout, 1, 0, 5, 7);
+            let message = |place: u64| CHUNKS + place * layout.msg_size;
+            for (place, kind, content) in [
+                (1, TYPE_LMSG, [BODIES, 0]),
+                (2, TYPE_ZCLMSG, [BODIES + 100, 0]),
+                (3, TYPE_CMSG, [0xdead, 40_000]),
+                (4, 103, [1, 2]),
+            ] {
+                made.bytes(message(place) + layout.msg_type, &[kind])
+                    .words(message(place) + layout.msg_content, &content);
+            }
+            made.words(BODIES, &[0, 1000]).words(BODIES + 100, &[0, 200]);
+            assert_eq!(held(&made, version), Some(7 + 1000 + 200 + 40_000), "{version}");
+        }
+    }
+
+    #[test]
+    fn queues_that_make_no_sense() {
+        let version = Version(4, 3, 4);
+        let layout = usual(version);
+        let mut sound = pipe(layout);
+        queue(&mut sound, layout, 2, 0, 10, 1);
+        let next = CHUNKS + layout.msg_size * CHUNK_MESSAGES + 8;
+        let damages: [(&str, u64, u64); 8] = [
+            ("it begins behind the end of a chunk", QUEUE + 16, 257),
+            ("it ends behind the end of a chunk", QUEUE + 32, 257),
+            ("a first chunk that is no address", QUEUE + 8, u64::MAX - 100),
+            ("a next chunk that is no address", next, u64::MAX),
+            ("a next chunk that is not there", next, 0x6666_0000),
+            ("a chunk that follows itself", next, CHUNKS),
+            ("a last chunk that does not come", QUEUE + 24, 1),
+            ("a body that is no address", CHUNKS + layout.msg_content, u64::MAX),
+        ];
+        assert_eq!(held(&sound, version), Some(266));
+        sound.bytes(CHUNKS + layout.msg_type, &[TYPE_LMSG]).words(CHUNKS + layout.msg_content, &[BODIES]);
+        sound.words(BODIES, &[0, 1]);
+        assert_eq!(held(&sound, version), Some(266));
+        for (what, at, word) in damages {
+            let mut made = sound.clone();
+            made.words(at, &[word]);
+            assert_eq!(held(&made, version), None, "{what}");
+        }
+        // Sizes that add up to more than there can be.
+        let mut made = sound.clone();
+        made.words(BODIES, &[0, u64::MAX]);
+        assert_eq!(held(&made, version), Some(u64::MAX));
+        // A queue that one side has given up.
+        made.words(OTHER_END + PIPE_IN, &[0]);
+        assert_eq!(held(&made, version), Some(0));
+    }
+
+    #[test]
+    fn conflating_queues_hold_the_last_message() {
+        let version = Version(4, 3, 4);
+        let layout = usual(version);
+        for (has_message, size, queued) in [(0, 0, 0), (1, 9, 1)] {
+            let mut made = pipe(layout);
+            made.bytes(SOCKET_END + layout.pipe_conflate, &[1])
+                .words(SOCKET_END + layout.pipe_msgs_written, &[100])
+                .words(QUEUE + layout.conflate_front, &[BODIES])
+                .bytes(QUEUE + layout.conflate_has_msg, &[has_message])
+                .bytes(BODIES + layout.msg_type - 1, &[9, TYPE_VSM])
+                .bytes(BODIES + layout.msg_size, &[0]);
+            assert_eq!(held(&made, version), Some(size));
+            let pipes = made.read(version, |reader| reader.pipes(ENDS)).expect("they are there");
+            assert_eq!((pipes.tx_queue(), pipes.rx_queue()), (queued, 0));
+        }
+    }
+
+    #[test]
+    fn ends_must_know_each_other() {
+        let version = Version(4, 3, 4);
+        let layout = usual(version);
+        let mut made = pipe(layout);
+        let ends = |made: &Made| made.read(version, |reader| reader.ends(SOCKET_END));
+        assert_eq!(ends(&made), Some(ENDS));
+        made.words(OTHER_END + layout.pipe_peer, &[OTHER_END]);
+        assert_eq!(ends(&made), None, "another peer");
+        made.words(OTHER_END + layout.pipe_peer, &[SOCKET_END]).words(OTHER_END + OBJECT_CTX, &[CONTEXT + 8]);
+        assert_eq!(ends(&made), None, "another context");
+    }
+}

@@ -9,6 +9,9 @@ use super::{
     layouts::{OBJECT_CTX, PIPE_IN, PIPE_OUT},
 };
 
+/// Sockets and poll entries whose belongings are fetched together: what they need fits into the image. Those beyond
+/// are read when they are needed, lest a look's budget goes before anything is read.
+const MOST: usize = 4096;
 /// A node of a tree, with its strings.
 const NODE_BYTES: u64 = 96;
 /// An endpoint that is longer than what fits into a string itself.
@@ -16,6 +19,7 @@ const NAME_BYTES: u64 = 48;
 
 /// Poll entries, and the first word of what they belong to.
 pub fn entries(image: &Image<'_>, watched: &[Watched]) {
+    let watched = &watched[..watched.len().min(MOST)];
     image.prefetch(watched.iter().map(|watched| (watched.data, 24)));
     image.prefetch(watched.iter().filter_map(|watched| Some((image.u64(at(watched.data, 16))?, 8))));
 }
@@ -24,6 +28,8 @@ impl Reader<'_> {
     /// Sockets, and all that belongs to their connections.
     pub fn prefetch(&self, sockets: &[u64]) {
         let (layout, image) = (self.layout, self.subject.image);
+        let sockets = &sockets[..sockets.len().min(MOST)];
+        let entries = &self.entries[..self.entries.len().min(MOST)];
         image.prefetch(sockets.iter().map(|socket| (*socket, layout.socket_monitor_events + 8)));
         let pipes = sockets.iter().filter_map(|socket| image.u64(at(*socket, layout.socket_pipes)));
         let pipes: Vec<u64> = pipes.filter(|pipes| *pipes != 0).collect();
@@ -33,11 +39,10 @@ impl Reader<'_> {
 
         // Of an engine what stands at its end, which of one that is none does no harm.
         let end = layout.engine_metadata.min(layout.engine_session).min(layout.engine_s);
-        let ends = self.entries.iter().map(|entry| (at(entry.events, end), layout.engine_socket + 8 - end));
+        let ends = entries.iter().map(|entry| (at(entry.events, end), layout.engine_socket + 8 - end));
         image.prefetch(ends);
         let word = |base: u64, offset: u64| image.u64(at(base, offset)).filter(|word| *word != 0);
-        let engines: Vec<u64> = self
-            .entries
+        let engines: Vec<u64> = entries
             .iter()
             .filter(|entry| word(entry.events, layout.engine_handle) == Some(entry.address))
             .map(|entry| entry.events)

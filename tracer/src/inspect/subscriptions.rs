@@ -144,3 +144,108 @@ struct RadixNode {
     edges: u32,
     node: Object,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::made::Made, *};
+    use crate::target::Version;
+
+    const TREE: u64 = 0x1_0000;
+    const NODES: u64 = 0x10_0000;
+    const V4_3_4: Version = Version(4, 3, 4);
+
+    fn read(made: &Made) -> Option<(Vec<String>, u64)> {
+        let subscriptions = made.read(V4_3_4, |reader| reader.subscriptions(TREE))?;
+        let topics = subscriptions.topics.iter().map(|topic| topic.0.escape_ascii().to_string());
+        Some((topics.collect(), subscriptions.more))
+    }
+
+    fn trie_node(made: &mut Made, at: u64, references: u32, first: u8, children: u16, next: u64) {
+        made.half_words(at, &[references, u32::from(first) | u32::from(children) << 16]).words(at + 16, &[next]);
+    }
+
+    fn radix_node(made: &mut Made, at: u64, references: u32, prefix: &[u8], edges: &[(u8, u64)]) {
+        let (bytes, pointers): (Vec<u8>, Vec<u64>) = edges.iter().copied().unzip();
+        let behind = at + 12 + prefix.len() as u64;
+        made.half_words(at, &[references, prefix.len() as u32, edges.len() as u32])
+            .bytes(at + 12, prefix)
+            .bytes(behind, &bytes)
+            .words(behind + bytes.len() as u64, &pointers);
+    }
+
+    #[test]
+    fn a_trie() {
+        // "", "a", "b\xff" and, where "c" would be, nothing.
+        let mut made = Made::default();
+        trie_node(&mut made, TREE, 1, b'a', 3, NODES);
+        made.words(NODES, &[NODES + 0x100, NODES + 0x200, 0]);
+        trie_node(&mut made, NODES + 0x100, 2, 0, 0, 0);
+        trie_node(&mut made, NODES + 0x200, 0, 0xff, 1, NODES + 0x300);
+        trie_node(&mut made, NODES + 0x300, 1, 0, 0, 0);
+        assert_eq!(read(&made), Some((vec!["".into(), "a".into(), "b\\xff".into()], 0)));
+    }
+
+    #[test]
+    fn topics_that_are_too_many_are_counted() {
+        // All 65536 topics of two bytes, in memory for 257 nodes.
+        let mut made = Made::default();
+        trie_node(&mut made, TREE, 0, 0, 256, NODES);
+        made.words(NODES, &[NODES + 0x1000; 256]);
+        trie_node(&mut made, NODES + 0x1000, 0, 0, 256, NODES + 0x2000);
+        made.words(NODES + 0x2000, &[NODES + 0x3000; 256]);
+        trie_node(&mut made, NODES + 0x3000, 1, 0, 0, 0);
+        let (topics, more) = read(&made).expect("it is sound");
+        assert_eq!((topics.len(), more), (MAX_TOPICS, 65536 - MAX_TOPICS as u64));
+    }
+
+    #[test]
+    fn tries_that_do_not_end() {
+        let mut made = Made::default();
+        trie_node(&mut made, TREE, 1, b'a', 1, TREE);
+        assert_eq!(read(&made), None, "a node below itself");
+        trie_node(&mut made, TREE, 1, b'a', 256, NODES);
+        made.words(NODES, &[TREE; 256]);
+        assert_eq!(read(&made), None, "256 times");
+        trie_node(&mut made, TREE, 0, b'a', 257, NODES);
+        made.words(NODES, &[0; 257]);
+        assert_eq!(read(&made), None, "more children than bytes");
+        trie_node(&mut made, TREE, 0, b'a', 2, u64::MAX - 8);
+        assert_eq!(read(&made), None, "children beyond all memory");
+    }
+
+    #[test]
+    fn a_radix_tree() {
+        let mut made = Made::default();
+        made.words(TREE, &[NODES, 4]);
+        radix_node(&mut made, NODES, 0, b"", &[(b'p', NODES + 0x101), (0, NODES + 0x401)]);
+        radix_node(&mut made, NODES + 0x101, 1, b"price.", &[(b'c', NODES + 0x203), (b't', NODES + 0x305)]);
+        radix_node(&mut made, NODES + 0x203, 1, b"coffee", &[]);
+        radix_node(&mut made, NODES + 0x305, 3, b"tea", &[]);
+        radix_node(&mut made, NODES + 0x401, 1, b"\0", &[]);
+        let expected = ["\\x00", "price.", "price.coffee", "price.tea"];
+        assert_eq!(read(&made), Some((expected.map(str::to_owned).to_vec(), 0)));
+        radix_node(&mut made, NODES, 1, b"", &[]);
+        assert_eq!(read(&made), Some((vec![String::new()], 0)), "everything");
+    }
+
+    #[test]
+    fn radix_trees_that_make_no_sense() {
+        let mut made = Made::default();
+        made.words(TREE, &[NODES, 1]);
+        radix_node(&mut made, NODES, 0, b"", &[(b'a', NODES); 256]);
+        assert_eq!(read(&made), None, "the root below itself");
+        radix_node(&mut made, NODES, 0, b"", &[(b'a', NODES + 0x4000)]);
+        for (what, prefix, edges) in [
+            ("a prefix that the edge does not begin with", &b"b"[..], &[][..]),
+            ("an empty prefix", b"", &[]),
+            ("a node below itself", b"a", &[(b'a', NODES + 0x4000); 256]),
+        ] {
+            radix_node(&mut made, NODES + 0x4000, 1, prefix, edges);
+            assert_eq!(read(&made), None, "{what}");
+        }
+        made.half_words(NODES + 0x4000, &[1, u32::MAX, 0]);
+        assert_eq!(read(&made), None, "a prefix of 4 GiB");
+        made.half_words(NODES + 0x4000, &[1, 1, u32::MAX]);
+        assert_eq!(read(&made), None, "as many edges");
+    }
+}

@@ -36,6 +36,12 @@ impl Memory {
         }
     }
 
+    /// Whether there is none any more: a process that ends loses its memory before its fds and its entry in `/proc`.
+    /// Kernel threads never have any.
+    pub fn is_gone(&self) -> bool {
+        self.read(0, &mut [0]).is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))
+    }
+
     /// Fills `buffer` with parts of `len` bytes from as many addresses, none of which crosses a page, up to the first
     /// one that cannot be read, and returns how much that was. At most 1024 parts are read.
     pub fn read_scattered(&self, addresses: &[u64], len: usize, buffer: &mut [u8]) -> usize {

@@ -35,6 +35,9 @@ pub use self::{
 };
 use crate::{error::Error, inspect::FileMapping};
 
+/// Marks a kernel thread in the flags of `/proc/PID/stat` (`linux/sched.h`).
+const PF_KTHREAD: u32 = 0x0020_0000;
+
 /// A running process that uses libzmq.
 #[derive(Debug)]
 pub struct Process {
@@ -120,18 +123,30 @@ impl Process {
             return Err(Error::Ended { pid });
         }
         let name = printable(stat.comm.as_bytes());
-        let (files, unreadable) = mapped_files(&proc, pid)?;
-        if files.is_empty() {
-            // The kernel lists mappings without names to those who may not look.
-            return Err(match unreadable {
-                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => not_permitted(source),
-                Some(source) => Error::Read { what: "the mapped files", pid, source },
-                None => Error::NoLibzmq { pid, name, files: 0, examples: "a kernel thread".into() },
-            });
-        }
+        let is_kernel_thread = stat.flags & PF_KTHREAD != 0;
         let memory = Memory::new(pid);
-        let mut libraries =
-            libzmq::find(&files).map_err(|class| Error::UnsupportedTarget { pid, name: name.clone(), what: class })?;
+        let found = mapped_files(&proc, pid).and_then(|(files, unreadable)| {
+            // The kernel lists mappings without names to those who may not look.
+            match unreadable {
+                _ if !files.is_empty() => {}
+                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => return Err(not_permitted(source)),
+                Some(source) => return Err(Error::Read { what: "the mapped files", pid, source }),
+                None => {
+                    let examples = if is_kernel_thread { "a kernel thread" } else { "its code is in no file" };
+                    return Err(Error::NoLibzmq { pid, name: name.clone(), files: 0, examples: examples.into() });
+                }
+            }
+            match libzmq::find(&files) {
+                Ok(libraries) => Ok((files, libraries)),
+                Err(class) => Err(Error::UnsupportedTarget { pid, name: name.clone(), what: class }),
+            }
+        });
+        let is_complete = found.as_ref().is_ok_and(|(_, libraries)| !libraries.is_empty());
+        // Of one that ends meanwhile anything can be missing.
+        if !is_complete && !is_kernel_thread && memory.is_gone() {
+            return Err(Error::NoSuchProcess { pid });
+        }
+        let (files, mut libraries) = found?;
         let ignored_libraries = libraries.len().saturating_sub(MAX_LIBRARIES);
         libraries.truncate(MAX_LIBRARIES);
         let errno_offset = errno::offset(&files, &memory);

@@ -6,6 +6,7 @@
 
 mod calls;
 mod documents;
+mod images;
 mod life;
 mod links;
 mod nesting;

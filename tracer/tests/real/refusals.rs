@@ -4,9 +4,10 @@ use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Child, Command},
+    time::Instant,
 };
 
-use crate::support::{Finished, Tracer, Workload, made, scratch};
+use crate::support::{Finished, Tracer, Workload, made, scratch, signal};
 
 const NOBODY: u32 = 65534;
 
@@ -69,21 +70,27 @@ fn a_thread_instead_of_its_process() {
     assert_refused(trace(tid as u32), 122, &["is a thread of process", &remedy]);
 }
 
-#[test]
-fn a_zombie() {
-    struct Reaped(Child);
-    impl Drop for Reaped {
-        fn drop(&mut self) {
-            let _ = self.0.wait();
-        }
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.wait();
     }
+}
+
+fn zombie() -> Reaped {
     let child = Reaped(Command::new("true").spawn().expect("true runs"));
     // SAFETY: the structure is plain data, for which zero is a value.
     let mut info = unsafe { std::mem::zeroed() };
     // SAFETY: fills the structure; WNOWAIT leaves the child as it is.
     let waited = unsafe { libc::waitid(libc::P_PID, child.0.id(), &raw mut info, libc::WEXITED | libc::WNOWAIT) };
     assert_eq!(waited, 0, "it ends");
-    assert_refused(trace(child.0.id()), 122, &["zombie", "nothing to trace"]);
+    child
+}
+
+#[test]
+fn a_zombie() {
+    assert_refused(trace(zombie().0.id()), 122, &["zombie", "nothing to trace"]);
 }
 
 #[test]
@@ -235,4 +242,80 @@ fn a_pid_namespace_of_our_own_is_refused_with_the_remedy() {
     let script = format!("{} trace -p $$", env!("CARGO_BIN_EXE_zmqtrace"));
     let tracer = Tracer::run(Command::new("unshare").args(["-pf", "--mount-proc", "sh", "-c", &script]));
     assert_refused(tracer, 127, &["PID namespace", "--pid=host"]);
+}
+
+fn sockets(pid: u32) -> Tracer {
+    Tracer::start(["sockets", "--json", "-p", &pid.to_string()])
+}
+
+#[test]
+fn nothing_to_look_into() {
+    let mut ended = Command::new("true").spawn().expect("true runs");
+    ended.wait().expect("it ends");
+    assert_refused(sockets(ended.id()), 122, &["no process", "pgrep"]);
+    assert_refused(sockets(4_000_000_000), 122, &["no process"]);
+    let workload = Workload::c("nozmq", &[]);
+    assert_refused(sockets(workload.pid()), 123, &["no libzmq in nozmq[", "is it another process"]);
+    let workload = Workload::c("blocked", &[]);
+    let tid = workload.ready["worker_tid"].as_u64().expect("a number");
+    assert_refused(sockets(tid as u32), 122, &["is a thread of process", &format!("use -p {}", workload.pid())]);
+    assert_refused(sockets(zombie().0.id()), 122, &["zombie"]);
+    if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
+        assert_refused(sockets(2), 123, &["no libzmq in kthreadd[2]", "kernel thread"]);
+    }
+}
+
+#[test]
+fn one_of_several_processes_to_look_into() {
+    let (good, bad) = (Workload::c("flood", &["--count", "1"]), Workload::c("nozmq", &[]));
+    let pids = format!("{},{}", good.pid(), bad.pid());
+    assert_refused(Tracer::start(["sockets", "-p", &pids]), 123, &["nozmq"]);
+}
+
+#[test]
+fn an_ordinary_user_who_wants_to_look() {
+    let workload = Workload::c("flood", &["--count", "1"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zmqtrace"));
+    command.args(["sockets", "-p", &workload.pid().to_string()]).uid(NOBODY).gid(NOBODY);
+    assert_refused(Tracer::run(&mut command), 121, &["not permitted", "CAP_SYS_PTRACE", "run with sudo"]);
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-sys_ptrace", env!("CARGO_BIN_EXE_zmqtrace"), "sockets", "-p"]);
+    assert_refused(Tracer::run(command.arg(workload.pid().to_string())), 121, &["not permitted", "CAP_SYS_PTRACE"]);
+}
+
+/// The target is killed at a moment that comes a little later each time, until after the look.
+#[test]
+fn a_process_that_dies_while_it_is_looked_into() {
+    const ROUNDS: u32 = 100;
+    let spared = Workload::c("corners", &["--case", "shutdown"]);
+    let begun = Instant::now();
+    assert_eq!(sockets(spared.pid()).finish().status, 0);
+    let look = begun.elapsed();
+    let mut statuses = [0; 2];
+    for round in 0..ROUNDS {
+        let mut workload = Workload::c("corners", &["--case", "shutdown"]);
+        let there = workload.ready["contexts"][0]["sockets"].as_array().expect("a census").len();
+        let tracer = sockets(workload.pid());
+        let begun = Instant::now();
+        while begun.elapsed() < look * round * 2 / ROUNDS {
+            std::thread::yield_now();
+        }
+        signal(workload.pid(), libc::SIGKILL);
+        // In half of the cases it is a zombie until we are done.
+        if round % 2 == 0 {
+            workload.end();
+        }
+        let finished = tracer.finish();
+        match finished.status {
+            0 => assert_eq!(finished.of_type("socket").len(), there, "all of it, or nothing"),
+            122 => {
+                assert_eq!((finished.stdout.len(), finished.stderr.len()), (0, 1), "{:?}", finished.stderr);
+                assert!(finished.stderr[0].contains(&workload.pid().to_string()), "{:?}", finished.stderr);
+            }
+            status => panic!("{status}: {:?}", finished.stderr),
+        }
+        statuses[usize::from(finished.status != 0)] += 1;
+    }
+    eprintln!("looked into: {}, gone: {}", statuses[0], statuses[1]);
+    assert!(statuses.iter().all(|count| *count > 0), "too early or too late each time: {statuses:?}");
 }

@@ -514,3 +514,68 @@ fn watching_goes_on_until_the_target_ends() {
     signal(watch.pid(), libc::SIGINT);
     assert_eq!(watch.finish().status, 0);
 }
+
+#[test]
+fn everything_in_corners() {
+    for case in ["inproc", "shutdown"] {
+        let corner = Workload::c("corners", &["--case", case]);
+        assert_census(&corner.ready);
+        corner.finish();
+    }
+}
+
+#[test]
+fn a_context_whose_sockets_are_all_closed() {
+    let corner = Workload::c("corners", &["--case", "closed"]);
+    let found = look(corner.pid());
+    let mut comparison = Comparison::new(&found);
+    comparison.context(&corner.ready["contexts"][0]);
+    assert!(comparison.differences.is_empty(), "{:?}", comparison.differences);
+    assert_eq!(found.of_type("context").len(), 1);
+    assert!(found.of_type("socket").is_empty());
+    corner.finish();
+}
+
+/// A child has copies of its parent's contexts, of which no socket works: they are told as what they are.
+#[test]
+fn a_forks_child_only_inherits() {
+    let parent = Workload::c("corners", &["--case", "fork"]);
+    let child = parent.ready["child"].as_u64().expect("a pid") as u32;
+    let found = look(child);
+    let contexts: Vec<_> = found.of_type("context").into_iter().filter(|context| context["pid"] == child).collect();
+    assert_eq!(contexts.len(), list(&parent.ready["contexts"]).len());
+    for context in contexts {
+        assert_eq!((&context["inherited"], &context["owner_pid"]), (&true.into(), &parent.ready["pid"]));
+    }
+    assert!(found.of_type("socket").iter().all(|socket| socket["pid"] != child), "{:?}", found.stdout);
+    assert_census(&parent.ready);
+    parent.finish();
+}
+
+/// No symbols are needed: what leads to libzmq are the kernel's lists.
+#[test]
+fn sockets_of_a_stripped_program() {
+    let mut workload = Workload::c("static-stripped", &[]);
+    let found = look(workload.pid());
+    let contexts = found.of_type("context");
+    assert!(!contexts.is_empty() && contexts.iter().all(|context| context["layout"].is_string()), "{contexts:?}");
+    let sockets = found.of_type("socket");
+    assert!(!sockets.is_empty());
+    for socket in &sockets {
+        assert!(socket["socket_type"].is_string() && socket["socket_id"].is_u64(), "{socket}");
+        for connection in list(&socket["connections"]) {
+            assert_eq!(connection["mapping"], "exact", "{socket}");
+        }
+    }
+    workload.go();
+    workload.finish();
+}
+
+/// libzmq starts a context's threads, and with them what it can be found by, at its first socket.
+#[test]
+fn a_context_that_never_had_a_socket_is_not_seen() {
+    let corner = Workload::c("corners", &["--case", "untouched"]);
+    let found = look(corner.pid());
+    assert_eq!((found.of_type("context"), found.of_type("socket")), (vec![], vec![]));
+    corner.finish();
+}
