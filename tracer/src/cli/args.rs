@@ -81,7 +81,7 @@ pub struct Trace {
     ///
     /// Fds in calls are shown as 14<REQ#7 tcp://127.0.0.1:5555>, or 12<REQ#7 ZMQ_FD> for what ZMQ_FD returns. Lines in
     /// between say when a socket's fd listens, connects, is connected or accepted, and when it is no longer the
-    /// socket's: --- orders[4711] fd 14<REQ#7 tcp://127.0.0.1:5555> connected ---. With --json, objects of type `fd`
+    /// socket's: `--- orders[4711] fd 14<REQ#7 tcp://127.0.0.1:5555> connected ---`. With --json, objects of type `fd`
     /// say so: fd, change (added, accepted, removed, closed), part (listener, connecter, connection, mailbox), role
     /// (bind, connect), socket, handle, endpoint, local, address (of the other end; of a listener its own), listener.
     ///
