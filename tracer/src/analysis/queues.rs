@@ -74,7 +74,7 @@ impl Flows {
             let now = queue.pipes;
             let before = self.before.get(&(pid, now.handle)).filter(|before| before.is_before(&now));
             // A pipe that is new has moved what it counts.
-            let since = |count: fn(&Pipes) -> u64| count(&now) - before.map_or(0, count);
+            let since = |count: fn(&Pipes) -> u64| count(&now).saturating_sub(before.map_or(0, count));
             Flow {
                 ts_ns: queues.ts_ns,
                 pid,
@@ -96,12 +96,10 @@ impl Flows {
 }
 
 impl Pipes {
-    /// Whether these can be earlier counts of the same pipe: counters never fall. Else its address was used again.
+    /// Whether these can be earlier counts of the same pipe: what was read stays so, while what was written can be taken
+    /// back. Else its address was used again.
     const fn is_before(&self, now: &Self) -> bool {
-        self.tx_written <= now.tx_written
-            && self.tx_read <= now.tx_read
-            && self.rx_written <= now.rx_written
-            && self.rx_read <= now.rx_read
+        self.tx_read <= now.tx_read && self.rx_read <= now.rx_read
     }
 }
 
@@ -165,7 +163,8 @@ mod tests {
 
     fn sample(handle: u64, counts: [u64; 4]) -> Event {
         let [tx_written, tx_read, rx_written, rx_read] = counts;
-        let pipes = Pipes { handle, tx_written, tx_read, tx_hwm: 1000, rx_written, rx_read, rx_hwm: 1000 };
+        let (tx_hwm, rx_hwm, tx_full, rx_full) = (1000, 1000, false, false);
+        let pipes = Pipes { handle, tx_written, tx_read, tx_hwm, tx_full, rx_written, rx_read, rx_hwm, rx_full };
         let queue = Queue { handle: 1, generation: 0, fd: None, pipes };
         Event::Queues(Queues { ts_ns: 0, pid: 7, queues: vec![queue] })
     }

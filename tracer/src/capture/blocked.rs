@@ -12,11 +12,11 @@ use std::{
 
 use super::registers::Reader;
 use crate::{
-    event::{Blocked, Context, FunctionId, Stack},
-    inspect,
+    event::{Blocked, Context, Frame, FunctionId, Stack},
+    inspect::{self, FileMapping},
     target::{
-        Memory, Process, python,
-        stack::{Addresses, Unwinder},
+        Memory, Process, printable, python,
+        stack::{Addresses, Registers, Unwinder},
         threads::{self, Asleep},
     },
 };
@@ -66,80 +66,111 @@ impl Sleepers {
             return Ok(Vec::new());
         }
         let memory = Memory::new(process.pid);
-        let threads = threads::asleep(process.pid)?.into_iter();
-        let candidates: Vec<_> =
-            threads.filter_map(|thread| mailboxes.candidate(&memory, process.pid, thread)).collect();
-        if candidates.is_empty() {
-            return Ok(Vec::new());
-        }
-        let stacks = self.stacks(&memory, process.pid, &candidates, lines);
-        let mut python = python_frames(process.pid, &stacks);
-        let blocked =
-            candidates.into_iter().zip(stacks).filter_map(|(candidate, Sleep { since_ns, stack, called })| {
-                let call = called.or_else(|| outermost(process, &stack)).or_else(|| {
-                    // Nothing else waits for a context's own mailbox.
-                    candidate.context.and_then(|_| FunctionId::from_name("zmq_ctx_term"))
-                });
-                if call.is_none() && candidate.is_doubtful {
-                    return None;
-                }
-                let Candidate { thread, sockets, context, fds, .. } = candidate;
-                Some(Blocked {
-                    tid: thread.tid,
-                    call,
-                    sockets,
-                    context,
-                    fds,
-                    system_call: system_call(&thread).map(str::to_owned),
-                    timeout_ms: timeout_ms(&thread),
-                    since_ns,
-                    stack,
-                    python: python.remove(&thread.tid).unwrap_or_default(),
-                    thread: thread.name,
-                })
+        let threads = threads::asleep(process.pid)?;
+        let sleeps = self.sleeps(process, &memory, &mailboxes, threads, lines);
+        let mut python = python_frames(process.pid, &sleeps);
+        let blocked = sleeps.into_iter().filter_map(|Sleep { candidate, since_ns, stack, called }| {
+            let call = called.or_else(|| outermost(process, &stack)).or_else(|| {
+                // Nothing else waits for a context's own mailbox.
+                candidate.context.and_then(|_| FunctionId::from_name("zmq_ctx_term"))
             });
+            if call.is_none() && candidate.is_doubtful {
+                return None;
+            }
+            let Candidate { thread, sockets, context, fds, .. } = candidate;
+            Some(Blocked {
+                tid: thread.tid,
+                call,
+                sockets,
+                context,
+                fds,
+                system_call: system_call(&thread).map(str::to_owned),
+                timeout_ms: timeout_ms(&thread),
+                since_ns,
+                stack: Stack { frames: stack.frames.into_iter().map(shown).collect(), ..stack },
+                python: python.remove(&thread.tid).unwrap_or_default().into_iter().map(shown).collect(),
+                thread: thread.name,
+            })
+        });
         Ok(blocked.collect())
     }
 
-    /// How each of them sleeps.
-    fn stacks(&mut self, memory: &Memory, pid: u32, candidates: &[Candidate], lines: bool) -> Vec<Sleep> {
+    /// How those of the threads sleep that may wait for one of the mailboxes. What a thread waits for and its stack
+    /// are of the same sleep: one that has run in between is looked at anew, and one that always has is not blocked.
+    fn sleeps(
+        &mut self,
+        process: &Process,
+        memory: &Memory,
+        mailboxes: &Mailboxes,
+        mut threads: Vec<Asleep>,
+        lines: bool,
+    ) -> Vec<Sleep> {
+        const TRIES: usize = 4;
+        let pid = process.pid;
+        let Ok(mut unwinder) = Unwinder::new(pid) else { return Vec::new() };
+        let (mut candidates, mut since, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..TRIES {
+            let found = std::mem::take(&mut threads).into_iter();
+            let found: Vec<_> = found.filter_map(|thread| mailboxes.candidate(memory, pid, thread)).collect();
+            if found.is_empty() {
+                break;
+            }
+            let registers = self.registers(pid);
+            for candidate in found {
+                let thread = &candidate.thread;
+                let registers = registers.get(&thread.tid);
+                if let Some(stack) = unwinder.unwind_sleeper(thread, registers) {
+                    let of_this_sleep = registers.filter(|known| known.times_run == Some(thread.times_run));
+                    since.push(of_this_sleep.and_then(|registers| registers.last_ran_ns));
+                    addresses.push(stack);
+                    candidates.push(candidate);
+                } else if let Ok(Some(thread)) = threads::asleep_one(pid, thread.tid) {
+                    threads.push(thread);
+                }
+            }
+        }
+        let called = called_functions(process, memory, &mut unwinder, &addresses);
+        let stacks = unwinder.symbolise(&addresses, lines);
+        let sleeps = candidates.into_iter().zip(since).zip(stacks).zip(called);
+        sleeps.map(|(((candidate, since_ns), stack), called)| Sleep { candidate, since_ns, stack, called }).collect()
+    }
+
+    fn registers(&mut self, pid: u32) -> HashMap<u32, Registers> {
         let reader = self.registers.get_or_insert_with(|| {
             Reader::load().map_err(|error| log::debug!("no registers of sleeping threads: {error}")).ok()
         });
-        let registers = reader.as_ref().and_then(|reader| reader.read(pid).ok()).unwrap_or_default();
-        let Ok(mut unwinder) = Unwinder::new(pid) else {
-            return candidates.iter().map(|_| Sleep::default()).collect();
-        };
-        let unwound = candidates.iter().map(|candidate| {
-            let registers = registers.get(&candidate.thread.tid);
-            // One that has run meanwhile has no stack that means anything.
-            let addresses = unwinder.unwind(candidate.thread.tid, registers);
-            (registers.filter(|_| addresses.is_some()).and_then(|registers| registers.last_ran_ns), addresses)
-        });
-        let (since, addresses): (Vec<_>, Vec<_>) = unwound.unzip();
-        let known: Vec<bool> = addresses.iter().map(Option::is_some).collect();
-        let addresses: Vec<Addresses> = addresses.into_iter().map(Option::unwrap_or_default).collect();
-        let called = called_functions(memory, &mut unwinder, &addresses);
-        let stacks = unwinder.symbolise(&addresses, lines).into_iter().zip(known);
-        let stacks = stacks.map(|(stack, known)| Stack { truncated: stack.truncated || !known, ..stack });
-        let sleeps = since.into_iter().zip(stacks).zip(called);
-        sleeps.map(|((since_ns, stack), called)| Sleep { since_ns, stack, called }).collect()
+        reader.as_ref().and_then(|reader| reader.read(pid).ok()).unwrap_or_default()
     }
 }
 
 /// How a thread sleeps.
-#[derive(Debug, Default)]
 struct Sleep {
+    candidate: Candidate,
     since_ns: Option<u64>,
     stack: Stack,
     /// The outermost function of libzmq that was called on the stack, by the code that called it.
     called: Option<FunctionId>,
 }
 
-/// For each stack the outermost function of libzmq's interface that its frames have called. Where that has handed over
-/// to another one by a jump, as `zmq_proxy` and the receives of some builds do, it has no frame of its own.
-fn called_functions(memory: &Memory, unwinder: &mut Unwinder, stacks: &[Addresses]) -> Vec<Option<FunctionId>> {
-    let targets = |stack: &Addresses| stack.iter().skip(1).filter_map(|address| called_at(memory, address)).collect();
+/// For each stack the outermost function of libzmq's interface that the program's frames have called. Where that has
+/// handed over to another one by a jump, as `zmq_proxy` and the receives of some builds do, it has no frame of its own.
+fn called_functions(
+    process: &Process,
+    memory: &Memory,
+    unwinder: &mut Unwinder,
+    stacks: &[Addresses],
+) -> Vec<Option<FunctionId>> {
+    // What a libzmq calls is no call of the program.
+    let is_libzmq = |file: &&FileMapping| {
+        let library = file.library.and_then(|index| process.libraries.get(usize::from(index)));
+        library.is_some_and(|library| library.tells_callers())
+    };
+    let files = process.file_mappings();
+    let libzmq: Vec<_> = files.iter().filter(is_libzmq).collect();
+    let is_programs = |address: &u64| !libzmq.iter().any(|file| (file.start..file.end).contains(address));
+    let targets = |stack: &Addresses| {
+        stack.iter().skip(1).filter(is_programs).filter_map(|address| called_at(memory, address)).collect()
+    };
     let targets: Vec<Vec<u64>> = stacks.iter().map(targets).collect();
     let each: Vec<Addresses> = targets.iter().flatten().map(|target| Addresses::of(*target)).collect();
     let mut names = unwinder.symbolise(&each, false).into_iter();
@@ -198,7 +229,7 @@ impl Mailboxes {
     }
 
     fn is_empty(&self) -> bool {
-        self.sockets.is_empty() && self.contexts.is_empty()
+        self.sockets.is_empty() && self.contexts.is_empty() && !self.some_are_thread_safe
     }
 
     /// The thread, if it may wait for one of them.
@@ -293,10 +324,17 @@ fn outermost(process: &Process, stack: &Stack) -> Option<FunctionId> {
     if is_within_libzmq { FunctionId::from_name("zmq_proxy") } else { exported(outermost) }
 }
 
+/// A frame whose names a terminal shows and does nothing else: files and their symbols can be called anything.
+fn shown(frame: Frame) -> Frame {
+    let shown = |text: Option<String>| text.map(|text| printable(text.as_bytes()));
+    let Frame { address, module, function, file, line } = frame;
+    Frame { address, module: shown(module), function: shown(function), file: shown(file), line }
+}
+
 /// Frames of Python, where an interpreter is on one of the stacks.
-fn python_frames(pid: u32, stacks: &[Sleep]) -> HashMap<u32, Vec<crate::event::Frame>> {
+fn python_frames(pid: u32, sleeps: &[Sleep]) -> HashMap<u32, Vec<Frame>> {
     let modules: HashSet<&str> =
-        stacks.iter().flat_map(|sleep| &sleep.stack.frames).filter_map(|frame| frame.module.as_deref()).collect();
+        sleeps.iter().flat_map(|sleep| &sleep.stack.frames).filter_map(|frame| frame.module.as_deref()).collect();
     let is_python = |module: &&str| module.rsplit('/').next().is_some_and(|file| file.contains("python"));
     if modules.iter().any(is_python) {
         python::frames(pid).map_err(|error| log::debug!("no Python frames: {error}")).unwrap_or_default()

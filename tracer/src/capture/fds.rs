@@ -72,7 +72,7 @@ impl Follower {
                     watched: 1,
                     library: context.library,
                 };
-                let bound = socket.endpoints.iter().filter(|endpoint| endpoint.role == Role::Bind);
+                let bound = socket.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind));
                 let listeners =
                     bound.filter_map(|endpoint| Some((endpoint.fd?, owner(RawPart::Listener, Some(Role::Bind)))));
                 let connections = socket.connections.iter().filter_map(|connection| {

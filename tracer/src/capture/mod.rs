@@ -17,7 +17,10 @@ mod totals;
 use std::{
     collections::HashSet,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -639,8 +642,10 @@ fn follow(object: &mut Object, processes: &[target::Process]) -> Result<Follower
 }
 
 fn describe(process: &target::Process, ts_ns: u64, is_target: bool) -> Process {
-    let library =
-        |library: &target::Library| Library { path: library.path.display().to_string(), version: library.version };
+    let library = |library: &target::Library| Library {
+        path: target::printable(library.path.as_os_str().as_bytes()),
+        version: library.version,
+    };
     Process {
         ts_ns,
         pid: process.pid,

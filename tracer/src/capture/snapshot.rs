@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -66,8 +66,9 @@ struct Target {
     is_asked: bool,
     /// Whether the stream knows it.
     is_introduced: bool,
-    /// The program that it runs: device and inode.
-    program: Option<(u64, u64)>,
+    /// What tells the program that it runs from the next one: the kernel's notes to it, with addresses and random
+    /// bytes of its own.
+    program: Vec<u8>,
 }
 
 impl Target {
@@ -75,14 +76,24 @@ impl Target {
         Ok(Self { program: program(pid), process: Process::open_to_inspect(pid)?, is_asked, is_introduced: false })
     }
 
-    /// After an exec nothing that is known of it holds.
-    fn reopen_if_replaced(&mut self) {
+    /// After an exec nothing that is known of it holds. Whether that was so.
+    fn reopen_if_replaced(&mut self) -> bool {
         let pid = self.process.pid;
         if program(pid) != self.program
             && let Ok(target) = Self::open(pid, self.is_asked)
         {
+            let was_known = self.is_introduced;
             *self = target;
+            return was_known;
         }
+        false
+    }
+
+    /// Whether the process has ended. Its number may be another one's by now.
+    fn has_ended(&self) -> bool {
+        let mut ended = libc::pollfd { fd: self.process.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one structure of ours, with a fd that is open. It does not wait.
+        unsafe { libc::poll(&raw mut ended, 1, 0) == 1 }
     }
 }
 
@@ -93,9 +104,8 @@ fn yield_to_targets() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LAST) };
 }
 
-fn program(pid: u32) -> Option<(u64, u64)> {
-    let file = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
-    Some((file.dev(), file.ino()))
+fn program(pid: u32) -> Vec<u8> {
+    fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default()
 }
 
 /// What happened while we waited.
@@ -168,7 +178,9 @@ impl Snapshots {
             self.look_into(pid, &mut round, &mut events)?;
         }
         round.describe_connections(&kernel);
-        for (pid, snapshot) in round.snapshots {
+        for (pid, mut snapshot) in round.snapshots {
+            // Complete only now.
+            snapshot.ts_ns = monotonic_ns();
             if let Some(target) = self.targets.get_mut(&pid)
                 && !target.is_introduced
             {
@@ -190,7 +202,15 @@ impl Snapshots {
         let Some(target) = self.targets.get_mut(&pid) else { return Ok(()) };
         // Only what was typed can be refused, and only at first: later it just ends.
         let may_refuse = target.is_asked && !target.is_introduced && !self.options.all;
-        target.reopen_if_replaced();
+        if target.has_ended() {
+            if self.targets.remove(&pid).is_some_and(|target| target.is_introduced) {
+                events.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid }));
+            }
+            return if may_refuse { Err(Error::NoSuchProcess { pid }) } else { Ok(()) };
+        }
+        if target.reopen_if_replaced() {
+            events.push(Event::Exec(ProcessEnd { ts_ns: monotonic_ns(), pid }));
+        }
         match round.look_into(&target.process, &mut self.sleepers, self.options.lines) {
             Ok(()) if may_refuse && round.has_nothing(&target.process) => Err(target::absence(pid)),
             Ok(()) => Ok(()),
@@ -221,7 +241,11 @@ impl Snapshots {
     fn sample(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         self.targets.retain(|pid, target| {
-            let sample = if target.is_asked { queues(&target.process).map(Event::Queues) } else { return true };
+            if !target.is_asked {
+                return true;
+            }
+            let gone = || Err(io::Error::from(io::ErrorKind::NotFound));
+            let sample = if target.has_ended() { gone() } else { queues(&target.process).map(Event::Queues) };
             let is_there = sample.is_ok();
             let end = || Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: *pid });
             events.push(sample.unwrap_or_else(|_| end()));
@@ -289,9 +313,15 @@ struct Round {
 
 impl Round {
     fn look_into(&mut self, process: &Process, sleepers: &mut Sleepers, lines: bool) -> io::Result<()> {
-        let fds = fds::fds(process.pid)?;
+        let mut fds = fds::fds(process.pid)?;
         let mut snapshot = take(process, &fds, Detail::All)?;
-        snapshot.blocked = sleepers.find(process, &snapshot.contexts, lines)?;
+        // One that was closed and used again while the memory was read is another socket's now.
+        fds.confirm(process.pid, connections(&mut snapshot).filter_map(|connection| connection.fd));
+        // Without what they say the rest is as good.
+        match sleepers.find(process, &snapshot.contexts, lines) {
+            Ok(blocked) => snapshot.blocked = blocked,
+            Err(error) => snapshot.missing.push(format!("blocked threads ({error})")),
+        }
         self.snapshots.insert(process.pid, snapshot);
         self.fds.insert(process.pid, fds);
         Ok(())
@@ -307,6 +337,12 @@ impl Round {
     fn describe_connections(&mut self, kernel: &KernelSockets) {
         for (pid, snapshot) in &mut self.snapshots {
             let Some(fds) = self.fds.get(pid) else { continue };
+            let of_network = kernel
+                .shortfalls()
+                .iter()
+                .filter(|shortfall| net::network_namespace(shortfall.pid).ok() == snapshot.network);
+            snapshot.missing.extend(of_network.map(ToString::to_string));
+            snapshot.missing.dedup();
             for connection in connections(snapshot).filter(|connection| connection.kernel.is_none()) {
                 let socket = connection.fd.and_then(|fd| kernel.get(*fds.sockets.get(&fd)?));
                 let Some(socket) = socket else { continue };
@@ -357,7 +393,7 @@ fn connections(snapshot: &mut Snapshot) -> impl Iterator<Item = &mut Connection>
 /// When the process is gone, or may not be looked into.
 pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot> {
     let begun_ns = monotonic_ns();
-    let Look { contexts, unread } = look_with(process, fds, detail);
+    let Look { contexts, unread, is_cut } = look_with(process, fds, detail);
     let now_ns = monotonic_ns();
     // What was read of a process that has ended meanwhile may be half of it.
     if Memory::new(process.pid).is_gone() {
@@ -371,6 +407,10 @@ pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot
         contexts,
         blocked: Vec::new(),
         unread,
+        missing: is_cut
+            .then(|| "what exceeds the cost of one look: this process holds too much".into())
+            .into_iter()
+            .collect(),
     })
 }
 

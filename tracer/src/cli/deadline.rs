@@ -50,7 +50,7 @@ pub fn watch(duration: Option<Duration>, noticed: Arc<AtomicBool>) {
 }
 
 fn exit() {
-    super::say("ended while the output was blocked: the last lines are missing");
+    super::say("ended at once, while the output or a look into a process took too long: the last lines are missing");
     // SAFETY: ends the process at once, without touching the locks that the blocked thread holds.
     unsafe { libc::_exit(0) }
 }

@@ -19,10 +19,13 @@ pub struct Snapshot {
     pub network: Option<u64>,
     /// Every context that has opened a socket.
     pub contexts: Vec<Context>,
-    /// Threads that wait inside libzmq.
+    /// Threads that wait for a socket: inside libzmq, or in an event loop of the program's own.
     pub blocked: Vec<Blocked>,
     /// Objects that changed or vanished under the reader each time they were read, and so are missing.
     pub unread: u32,
+    /// What else could not be read, or only in part, in words.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// A `zmq::ctx_t`.
@@ -185,8 +188,8 @@ pub enum Role {
 pub struct Endpoint {
     /// As libzmq keeps it: a bind's with the port that came of it.
     pub endpoint: String,
-    /// Bound or connected.
-    pub role: Role,
+    /// Bound or connected; `None`: what libzmq has made of it is of an unknown kind.
+    pub role: Option<Role>,
     /// The listener's fd; of a connect, the connection's.
     pub fd: Option<i32>,
 }
@@ -275,14 +278,21 @@ pub struct Pipes {
     pub tx_written: u64,
     /// Messages that the connection (inproc: the peer) has taken out, ever.
     pub tx_read: u64,
-    /// High-water mark of this direction; 0: no limit.
+    /// High-water mark of this direction; 0, and -1 of a conflating queue: no limit.
     pub tx_hwm: i32,
+    /// Whether a send would block, or drop, now. libzmq compares with what the other side has confirmed, which it does
+    /// in steps: a queue can be full that holds less than its mark.
+    #[serde(default)]
+    pub tx_full: bool,
     /// Messages that the connection (inproc: the peer) has written, ever.
     pub rx_written: u64,
     /// Messages that the socket has taken out, ever.
     pub rx_read: u64,
-    /// High-water mark of this direction; 0: no limit.
+    /// High-water mark of this direction; 0, and -1 of a conflating queue: no limit.
     pub rx_hwm: i32,
+    /// Whether the other side cannot pass on what it has received.
+    #[serde(default)]
+    pub rx_full: bool,
 }
 
 impl Pipes {

@@ -22,6 +22,12 @@ use super::{
 };
 use crate::event::{Connection, ConnectionState, Endpoint, Role, SocketState};
 
+/// Socket types that bind to udp.
+const DISH: i32 = 15;
+const DGRAM: i32 = 18;
+/// `ZMQ_NULL`.
+const NULL_MECHANISM: i32 = 0;
+
 /// All that a socket owns.
 #[derive(Debug, Default)]
 pub struct Owned {
@@ -74,6 +80,7 @@ pub struct Session {
 pub struct Engine {
     watch: Watch,
     is_ready: bool,
+    is_udp: bool,
     metadata: Option<u64>,
 }
 
@@ -141,6 +148,13 @@ impl Session {
 
     fn fd(&self) -> Option<i32> {
         self.watch().map(|watch| watch.fd)
+    }
+
+    /// A bind to udp has no listener: of these only RADIO connects.
+    fn role(&self, socket: &SocketState) -> Role {
+        let is_udp = self.engine.is_some_and(|engine| engine.is_udp);
+        let binds_udp = is_udp && matches!(socket.socket_type, Some(DISH | DGRAM));
+        if self.listener.is_some() || binds_udp { Role::Bind } else { Role::Connect }
     }
 
     /// `None`: it is gone, or comes to life only now.
@@ -211,10 +225,8 @@ impl Reader<'_> {
         kinds.into_iter().find_map(|(s, handle, owner, events)| {
             let fd = object.i32(s).filter(|_| object.u64(owner) == Some(socket))?;
             let watch = Watch { fd, entry: object.u64(handle)?, events: at(object.address, events) };
-            match fd {
-                ..0 => Some(None),
-                _ => self.is_on(watch).then_some(Some(watch)),
-            }
+            // Between bind and the I/O thread's taking it up, nobody watches it yet.
+            Some(Some(watch).filter(|watch| watch.fd >= 0 && self.is_on(*watch)))
         })
     }
 
@@ -257,7 +269,7 @@ impl Reader<'_> {
         let fd = engine.i32(s).filter(|fd| *fd >= 0)?;
         let watch = Watch { fd, entry: engine.u64(layout.udp_handle?)?, events: address };
         let is_udp = engine.u64(owner)? == session && self.is_on(watch);
-        is_udp.then_some(Engine { watch, is_ready: true, metadata: None })
+        is_udp.then_some(Engine { watch, is_ready: true, is_udp: true, metadata: None })
     }
 
     /// How far the handshake is: behind the greeting comes the mechanism's part, which ends with the metadata. Peers
@@ -268,7 +280,7 @@ impl Reader<'_> {
         let metadata = word(layout.engine_metadata);
         let has_greeted = engine.bool(layout.engine_handshaking) == Some(false);
         let is_ready = has_greeted && (metadata.is_some() || word(layout.engine_mechanism).is_none());
-        Engine { watch, is_ready, metadata }
+        Engine { watch, is_ready, is_udp: false, metadata }
     }
 
     /// The connecter that a session owns: what it watches while an attempt is on.
@@ -355,7 +367,10 @@ impl Reader<'_> {
             let (name, owner) = (text(name), *owner);
             let listener = listeners.get(&owner);
             let session = sessions.get(&owner);
-            let role = if listener.is_some() { Role::Bind } else { Role::Connect };
+            let role = match (listener, session) {
+                (Some(_), _) => Some(Role::Bind),
+                (None, session) => session.map(|session| session.role(state)),
+            };
             let watch = listener.and_then(|listener| listener.watch).or_else(|| session?.watch());
             let fd = watch.map(|watch| watch.fd);
             if self.detail >= Detail::Names {
@@ -368,7 +383,8 @@ impl Reader<'_> {
             if let Some(progress) = session.state() {
                 let endpoint = endpoints.get(&session.listener.unwrap_or(session.address));
                 let endpoint = endpoint.filter(|name| self.subject.image.keep(name.len()).is_some()).cloned();
-                state.connections.push(self.session_connection(session, progress, endpoint));
+                let connection = self.session_connection(state, session, progress, endpoint);
+                state.connections.push(connection);
             }
         }
         state.connections.extend(owned.alone.iter().filter_map(|part| self.lone_connection(part)));
@@ -376,7 +392,7 @@ impl Reader<'_> {
             if self.detail >= Detail::Names
                 && let (Some(endpoint), Some(Role::Connect)) = (&connection.endpoint, connection.role)
             {
-                state.endpoints.push(Endpoint { endpoint: endpoint.clone(), role: Role::Connect, fd: None });
+                state.endpoints.push(Endpoint { endpoint: endpoint.clone(), role: Some(Role::Connect), fd: None });
             }
             ends.push(end);
             state.connections.push(connection);
@@ -384,7 +400,7 @@ impl Reader<'_> {
         if self.detail >= Detail::Names {
             state.endpoints.extend(bound.iter().map(|name| Endpoint {
                 endpoint: text(name),
-                role: Role::Bind,
+                role: Some(Role::Bind),
                 fd: None,
             }));
             state.endpoints.sort_by(|a, b| (a.role, &a.endpoint).cmp(&(b.role, &b.endpoint)));
@@ -393,17 +409,26 @@ impl Reader<'_> {
         ends
     }
 
-    fn session_connection(&self, session: &Session, state: ConnectionState, endpoint: Option<String>) -> Connection {
+    fn session_connection(
+        &self,
+        socket: &SocketState,
+        session: &Session,
+        state: ConnectionState,
+        endpoint: Option<String>,
+    ) -> Connection {
+        let authenticates = socket.options.mechanism.is_some_and(|mechanism| mechanism != NULL_MECHANISM);
+        let pipes = |ends| if authenticates { self.pipes_of_authenticated(ends) } else { self.pipes(ends) };
+        let is_closing = session.ends.is_some_and(|ends| self.is_closing(ends));
+        let state = if is_closing { ConnectionState::Closing } else { state };
         let peer = session.engine.map(|engine| self.peer(engine)).unwrap_or_default();
-        let role = if session.listener.is_some() { Role::Bind } else { Role::Connect };
         Connection {
             fd: session.fd(),
             endpoint,
-            role: Some(role),
+            role: Some(session.role(socket)),
             state: Some(state),
             peer_type: peer.socket_type,
             peer_identity: peer.identity.or_else(|| session.ends.and_then(|ends| self.routing_id(ends))),
-            pipes: session.ends.and_then(|ends| self.pipes(ends)),
+            pipes: session.ends.and_then(pipes),
             remote: peer.address,
             ..Connection::default()
         }

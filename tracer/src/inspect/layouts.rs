@@ -57,7 +57,7 @@ macro_rules! layout {
 
 layout! {
     required {
-        ctx_tag ctx_terminating ctx_io_threads ctx_term_mailbox ctx_endpoints ctx_pending ctx_max_sockets
+        ctx_tag ctx_terminating ctx_io_threads ctx_term_mailbox ctx_endpoints ctx_max_sockets
         ctx_io_thread_count ctx_ipv6
         own_owned own_owner
         socket_poll_events socket_pipe_events socket_endpoints socket_inprocs socket_tag socket_mailbox socket_pipes

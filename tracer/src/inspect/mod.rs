@@ -74,8 +74,10 @@ pub enum Detail {
 pub struct Look {
     /// Every context that has opened a socket.
     pub contexts: Vec<Context>,
-    /// Objects that changed under the reader each time they were read.
+    /// Objects that changed under the reader each time they were read, and what was left out for its cost.
     pub unread: u32,
+    /// Whether something was left out for what it would have cost.
+    pub is_cut: bool,
 }
 
 /// How often what changed under the reader is read anew.
@@ -84,8 +86,8 @@ const TRIES: u32 = 4;
 /// Looks for everything that libzmq holds in the process.
 pub fn look(subject: &Subject<'_>, detail: Detail) -> Look {
     let mut look = context::read_all(subject, &epoll::entries(subject), detail);
-    // Something was left out for what it would have cost.
-    look.unread += u32::from(subject.image.is_exhausted());
+    look.is_cut = subject.image.is_exhausted();
+    look.unread += u32::from(look.is_cut);
     look.contexts.sort_by_key(|context| (context.library, context.handle));
     look
 }

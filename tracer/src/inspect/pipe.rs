@@ -30,6 +30,15 @@ const TYPE_LMSG: u8 = 102;
 const TYPE_CMSG: u8 = 104;
 const TYPE_ZCLMSG: u8 = 105;
 
+/// Flags of a `zmq_msg_t`, constant from 4.1 to 4.3.5.
+const FLAG_MORE: u8 = 1;
+const FLAG_CREDENTIAL: u8 = 32;
+
+/// `pipe_t::_peers_msgs_read`, behind `_msgs_written` in every layout.
+const PEERS_READ_BEHIND_WRITTEN: u64 = 8;
+/// `pipe_t::_state` of a pipe that is in use.
+const ACTIVE: i32 = 0;
+
 /// Both sides of a pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
@@ -74,9 +83,11 @@ impl Reader<'_> {
             tx_written: socket.u64(layout.pipe_msgs_written)?,
             tx_read: other.u64(layout.pipe_msgs_read)?,
             tx_hwm: socket.i32(layout.pipe_hwm)?,
+            tx_full: self.is_full(&socket)?,
             rx_written: other.u64(layout.pipe_msgs_written)?,
             rx_read: socket.u64(layout.pipe_msgs_read)?,
             rx_hwm: other.i32(layout.pipe_hwm)?,
+            rx_full: self.is_full(&other)?,
         };
         // A conflating queue keeps the last message: what it dropped counts as read.
         if socket.bool(layout.pipe_conflate) == Some(true) {
@@ -86,6 +97,35 @@ impl Reader<'_> {
             pipes.rx_read = pipes.rx_written - u64::from(self.conflated(other.u64(PIPE_OUT)?)?).min(pipes.rx_written);
         }
         Some(pipes)
+    }
+
+    /// What the pipe of a session counts whose peer has said who it is. Its credentials, which its engine puts before
+    /// the first message, count as written and never as read: here the queue itself is counted.
+    pub fn pipes_of_authenticated(&self, ends: Ends) -> Option<Pipes> {
+        let mut pipes = self.pipes(ends)?;
+        if pipes.rx_queue() > 0 {
+            let queue = self.pipe(ends.other)?.u64(PIPE_OUT)?;
+            let mut parts_left = MAX_PARTS;
+            let waiting =
+                self.queued(queue, &mut parts_left, |messages, offset| self.ends_message(messages, offset))?;
+            pipes.rx_read = pipes.rx_written.saturating_sub(waiting);
+        }
+        Some(pipes)
+    }
+
+    /// Whether the writer of a pipe may write no more (`pipe_t::check_hwm`): by what the reader has confirmed, which it
+    /// does each time that it has read as much as the low-water mark.
+    fn is_full(&self, pipe: &Members<'_>) -> Option<bool> {
+        let (written, hwm) = (pipe.u64(self.layout.pipe_msgs_written)?, pipe.i32(self.layout.pipe_hwm)?);
+        let confirmed = pipe.u64(self.layout.pipe_msgs_written + PEERS_READ_BEHIND_WRITTEN)?;
+        Some(u64::try_from(hwm).is_ok_and(|hwm| hwm > 0 && written.saturating_sub(confirmed) >= hwm))
+    }
+
+    /// Whether one of the ends is being shut down.
+    pub fn is_closing(&self, ends: Ends) -> bool {
+        let state = |pipe: u64| self.pipe(pipe)?.i32(self.layout.pipe_state);
+        state(ends.socket).is_some_and(|state| state != ACTIVE)
+            || state(ends.other).is_some_and(|state| state != ACTIVE)
     }
 
     /// Whether a conflating queue holds a message.
@@ -216,22 +256,22 @@ impl Reader<'_> {
                 bytes = bytes.saturating_add(if conflates {
                     self.conflated_bytes(queue)?
                 } else {
-                    self.queued_bytes(queue, &mut parts_left)?
+                    self.queued(queue, &mut parts_left, |messages, offset| self.message_bytes(messages, offset))?
                 });
             }
         }
         Some(bytes)
     }
 
-    /// Bytes in a `ypipe_t`: a list of chunks, from the reader's place to the writer's.
-    fn queued_bytes(&self, queue: u64, parts_left: &mut u64) -> Option<u64> {
+    /// The sum of `each` over the parts in a `ypipe_t`: a list of chunks, from the reader's place to the writer's.
+    fn queued(&self, queue: u64, parts_left: &mut u64, each: impl Fn(&Object, u64) -> Option<u64>) -> Option<u64> {
         let layout = self.layout;
         // The table of virtual functions, then begin_chunk, begin_pos, back_chunk, back_pos.
         let object = self.subject.image.object(queue, 40)?;
         let (mut chunk, mut first) = (object.u64(8)?, u64::from(object.u32(16)?));
         let (last_chunk, last) = (object.u64(24)?, u64::from(object.u32(32)?));
         let messages_bytes = layout.msg_size * CHUNK_MESSAGES;
-        let mut bytes = 0u64;
+        let mut sum = 0u64;
         loop {
             let end = if chunk == last_chunk { last } else { CHUNK_MESSAGES };
             if first > end || end > CHUNK_MESSAGES {
@@ -245,10 +285,10 @@ impl Reader<'_> {
             let messages =
                 self.subject.image.object(at(chunk, first * layout.msg_size), (parts * layout.msg_size) as usize)?;
             for index in 0..parts {
-                bytes = bytes.saturating_add(self.message_bytes(&messages, index * layout.msg_size)?);
+                sum = sum.saturating_add(each(&messages, index * layout.msg_size)?);
             }
             if chunk == last_chunk {
-                return Some(bytes);
+                return Some(sum);
             }
             // A chunk ends with pointers to its neighbours.
             *parts_left = parts_left.checked_sub(1)?;
@@ -263,6 +303,12 @@ impl Reader<'_> {
         }
         let front = self.subject.image.u64(at(queue, self.layout.conflate_front))?;
         self.message_bytes(&self.subject.image.object(front, self.layout.msg_size as usize)?, 0)
+    }
+
+    /// 1 for a part that ends a message of the peer's, else 0.
+    fn ends_message(&self, messages: &Object, offset: u64) -> Option<u64> {
+        let flags = messages.u8(offset + self.layout.msg_type + 1)?;
+        Some(u64::from(flags & (FLAG_MORE | FLAG_CREDENTIAL) == 0))
     }
 
     /// Bytes of the message at `offset`.

@@ -73,6 +73,8 @@ impl Reader<'_> {
             closing: tag == CLOSED_TAG,
             ..SocketState::default()
         };
+        // Where peers say who they are, queues are counted in another way.
+        state.options.mechanism = object.i32(layout.opt_mechanism);
         if self.detail >= Detail::Names {
             state.options = options(layout, &object);
             state.monitor = self.monitor(&object);

@@ -57,7 +57,11 @@ fn graph(world: &World) -> String {
 
 /// What a socket is bound to.
 fn bound(socket: &SocketState) -> impl Iterator<Item = String> + '_ {
-    socket.endpoints.iter().filter(|endpoint| endpoint.role == Role::Bind).map(|endpoint| endpoint.endpoint.clone())
+    socket
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.role == Some(Role::Bind))
+        .map(|endpoint| endpoint.endpoint.clone())
 }
 
 fn node(pid: u32, handle: u64) -> String {

@@ -54,6 +54,8 @@ struct ContextObject<'a> {
     terminating: Option<bool>,
     /// Objects of the process that changed too fast to be read.
     unread: u32,
+    /// What else could not be read, in words.
+    missing: &'a [String],
     blocked: Vec<BlockedObject<'a>>,
 }
 
@@ -93,8 +95,10 @@ struct ConnectionObject<'a> {
     peer_socket: Option<String>,
     tx_queue: Option<u64>,
     tx_hwm: Option<i32>,
+    tx_full: Option<bool>,
     rx_queue: Option<u64>,
     rx_hwm: Option<i32>,
+    rx_full: Option<bool>,
     mapping: Mapping,
     kernel: &'a Option<KernelSocket>,
 }
@@ -236,8 +240,16 @@ impl<'a> View<'a> {
             max_msgsz: context.max_msgsz,
             terminating: context.terminating,
             unread: self.snapshot.unread,
-            blocked: self.blocked(|blocked| blocked.context == Some(context.handle)),
+            missing: &self.snapshot.missing,
+            blocked: self.blocked(|blocked| self.is_here(blocked)),
         }
+    }
+
+    /// Whether a thread is to be shown with the context: it waits for the context itself, or (of a thread-safe socket)
+    /// for what is not known.
+    fn is_here(&self, blocked: &Blocked) -> bool {
+        let is_first = self.snapshot.contexts.first().is_some_and(|first| first.handle == self.context.handle);
+        blocked.context.map_or(is_first && blocked.sockets.is_empty(), |context| context == self.context.handle)
     }
 
     fn socket(&self, socket: &'a SocketState) -> SocketObject<'a> {
@@ -285,8 +297,10 @@ impl<'a> View<'a> {
                 .and_then(|(pid, handle, generation)| self.world.socket_name(pid, handle, generation)),
             tx_queue: pipes.map(|pipes| pipes.tx_queue()),
             tx_hwm: pipes.map(|pipes| pipes.tx_hwm),
+            tx_full: pipes.map(|pipes| pipes.tx_full),
             rx_queue: pipes.map(|pipes| pipes.rx_queue()),
             rx_hwm: pipes.map(|pipes| pipes.rx_hwm),
+            rx_full: pipes.map(|pipes| pipes.rx_full),
             mapping: connection.mapping,
             kernel: &connection.kernel,
         }

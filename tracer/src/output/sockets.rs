@@ -38,12 +38,14 @@ pub struct Sockets {
     /// Looks come again and again.
     watching: bool,
     flows: Flows,
+    /// Processes that have ended since the last look.
+    ended: Vec<String>,
 }
 
 impl Sockets {
     /// Shows what `narrow` leaves, at each look; with `verbose`, everything of it.
     pub fn new(narrow: Narrow, verbose: bool, watching: bool) -> Self {
-        Self { narrow, verbose, watching, flows: Flows::default() }
+        Self { narrow, verbose, watching, flows: Flows::default(), ended: Vec::new() }
     }
 }
 
@@ -58,20 +60,36 @@ impl Report for Sockets {
         match event {
             Event::Tick(tick) => {
                 if self.watching {
-                    if out.colour {
-                        // To the top, and clear.
+                    if out.width.is_some() {
+                        // A terminal: to the top, and clear.
                         write!(out, "\x1b[H\x1b[2J")?;
                     } else {
                         let at_s = tick.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
                         writeln!(out, "--- at {at_s:.1} s")?;
                     }
                 }
+                for ended in self.ended.drain(..) {
+                    out.write_all(ended.as_bytes())?;
+                }
                 self.write_all(world, out)?;
                 out.flush()
             }
             Event::ProcessExit(exit) if world.process(exit.pid).is_some_and(|process| process.is_target) => {
                 let name = world.process(exit.pid).map_or("?", |process| &process.name);
-                writeln!(out, "+++ {name}[{}] ended +++", exit.pid)
+                let ended = format!("+++ {name}[{}] ended +++\n", exit.pid);
+                // On a terminal the next look clears what stands there.
+                self.ended.push(ended.clone());
+                if out.width.is_none() || !self.watching {
+                    self.ended.clear();
+                    out.write_all(ended.as_bytes())?;
+                }
+                Ok(())
+            }
+            Event::End(_) => {
+                for ended in self.ended.drain(..) {
+                    out.write_all(ended.as_bytes())?;
+                }
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -122,21 +140,18 @@ impl Sockets {
             None => "no libzmq".into(),
         };
         let mut lines = vec![Line::Note(format!("{}[{pid}]: {libraries}, {}", process.name, count(sockets, "socket")))];
+        lines.extend(snapshot.missing.iter().map(|missing| Line::Note(format!("NOT READ: {missing}"))));
         if snapshot.unread > 0 {
             let objects = count(snapshot.unread as usize, "object");
             lines
                 .push(Line::Note(format!("{objects} changed too fast to be read and may be missing here: look again")));
         }
+        let Some(last) = snapshot.contexts.last() else { return lines };
         for context in &snapshot.contexts {
             lines.push(Line::Note(describe_context(world, pid, context)));
             let view = View { world, topology, pid, snapshot, context, verbose: self.verbose };
-            lines.extend(
-                snapshot
-                    .blocked
-                    .iter()
-                    .filter(|blocked| blocked.context == Some(context.handle))
-                    .map(|blocked| Line::Note(format!("  {}", view.describe_blocked(blocked)))),
-            );
+            let of_context = snapshot.blocked.iter().filter(|blocked| blocked.context == Some(context.handle));
+            lines.extend(of_context.map(|blocked| Line::Note(format!("  {}", view.describe_blocked(blocked)))));
             let admitted: Vec<_> = context
                 .sockets
                 .iter()
@@ -146,6 +161,14 @@ impl Sockets {
                 lines.push(Line::Row(HEADINGS.map(String::from)));
             }
             lines.extend(admitted.into_iter().flat_map(|socket| view.socket(socket)));
+            if std::ptr::eq(context, last) {
+                // Thread-safe sockets have no fd that would tell which one it is.
+                let elsewhere = |blocked: &&Blocked| blocked.context.is_none() && blocked.sockets.is_empty();
+                let threads = snapshot.blocked.iter().filter(elsewhere);
+                lines.extend(threads.map(|blocked| {
+                    Line::Note(format!("{}, on a socket that is not known", view.describe_blocked(blocked)))
+                }));
+            }
         }
         lines
     }
@@ -234,8 +257,8 @@ impl View<'_> {
             let own: Vec<usize> = (0..socket.connections.len())
                 .filter(|index| !shown[*index] && belongs(&socket.connections[*index], endpoint))
                 .collect();
-            let text = format!("{} {}", role_word(endpoint.role), endpoint.endpoint);
-            let merged = if endpoint.role == Role::Connect { own.first().copied() } else { None };
+            let text = format!("{} {}", endpoint.role.map_or("?", role_word), endpoint.endpoint);
+            let merged = if endpoint.role == Some(Role::Connect) { own.first().copied() } else { None };
             match merged {
                 Some(index) => {
                     shown[index] = true;
@@ -243,7 +266,7 @@ impl View<'_> {
                 }
                 None => row(bare(text, endpoint)),
             }
-            for index in own.into_iter().filter(|_| endpoint.role == Role::Bind) {
+            for index in own.into_iter().filter(|_| endpoint.role == Some(Role::Bind)) {
                 shown[index] = true;
                 let connection = &socket.connections[index];
                 row(self.connection(kind, connection, format!("  from {}", other_address(connection))));
@@ -258,7 +281,7 @@ impl View<'_> {
             row(self.connection(kind, connection, text));
         }
         if socket.endpoints.is_empty() && socket.connections.is_empty() {
-            row(bare("-".into(), &Endpoint { endpoint: String::new(), role: Role::Connect, fd: None }));
+            row(bare("-".into(), &Endpoint { endpoint: String::new(), role: None, fd: None }));
         }
         lines.extend(self.notes(socket).into_iter().map(|note| Line::Note(format!("        {note}"))));
         lines
@@ -279,11 +302,11 @@ impl View<'_> {
         if connection.mapping == Mapping::Inferred {
             state.push_str(" (inferred)");
         }
-        let queue = |depth: Option<(u64, i32)>| match depth {
+        let queue = |depth: Option<(u64, i32, bool)>| match depth {
             None => String::new(),
             // -1: a conflating queue holds the last message.
-            Some((depth, ..=0)) => format!("{depth}/no limit"),
-            Some((depth, hwm)) => format!("{depth}/{hwm}{}", if depth >= hwm as u64 { " FULL" } else { "" }),
+            Some((depth, ..=0, _)) => format!("{depth}/no limit"),
+            Some((depth, hwm, is_full)) => format!("{depth}/{hwm}{}", if is_full { " FULL" } else { "" }),
         };
         let pipes = connection.pipes;
         [
@@ -291,8 +314,8 @@ impl View<'_> {
             connection.fd.map(|fd| fd.to_string()).unwrap_or_default(),
             state,
             format!("{}{identity}", peer.unwrap_or_default()),
-            queue(pipes.map(|pipes| (pipes.tx_queue(), pipes.tx_hwm))),
-            queue(pipes.map(|pipes| (pipes.rx_queue(), pipes.rx_hwm))),
+            queue(pipes.map(|pipes| (pipes.tx_queue(), pipes.tx_hwm, pipes.tx_full))),
+            queue(pipes.map(|pipes| (pipes.rx_queue(), pipes.rx_hwm, pipes.rx_full))),
             connection.kernel.as_ref().map(describe_kernel).unwrap_or_default(),
         ]
     }
@@ -344,7 +367,9 @@ impl View<'_> {
         let call = of_libzmq.or(blocked.system_call.as_deref()).unwrap_or("a call");
         let since = blocked.since_ns.map(|since_ns| self.snapshot.ts_ns.saturating_sub(since_ns));
         let since = since.map(|ns| format!(" for {}", duration(ns))).unwrap_or_default();
-        let mut text = format!("BLOCKED: {}[{}/{}] in {call}{since}", blocked.thread, self.pid, blocked.tid);
+        // A loop of the program's own waits for events, which is its job.
+        let (word, own) = if of_libzmq.is_some() { ("BLOCKED", "") } else { ("waits", ", an event loop of its own") };
+        let mut text = format!("{word}: {}[{}/{}] in {call}{since}{own}", blocked.thread, self.pid, blocked.tid);
         let frames = if blocked.python.is_empty() { &blocked.stack.frames } else { &blocked.python };
         if self.verbose {
             for frame in &blocked.stack.frames {
@@ -397,7 +422,7 @@ fn role_word(role: Role) -> &'static str {
 }
 
 fn belongs(connection: &Connection, endpoint: &Endpoint) -> bool {
-    connection.role == Some(endpoint.role) && connection.endpoint.as_ref() == Some(&endpoint.endpoint)
+    connection.role == endpoint.role && connection.endpoint.as_ref() == Some(&endpoint.endpoint)
 }
 
 fn other_address(connection: &Connection) -> &str {
@@ -411,7 +436,7 @@ fn bare(text: String, endpoint: &Endpoint) -> [String; COLUMNS - 1] {
     let mut cells = [const { String::new() }; COLUMNS - 1];
     cells[0] = text;
     cells[1] = endpoint.fd.map(|fd| fd.to_string()).unwrap_or_default();
-    if endpoint.role == Role::Bind {
+    if endpoint.role == Some(Role::Bind) {
         cells[2] = "listening".into();
     }
     cells
@@ -446,7 +471,7 @@ fn write_flow(world: &World, flow: &Flow, out: &mut Sink) -> io::Result<()> {
     let fd = flow.fd.map(|fd| format!(" fd {fd}")).unwrap_or_default();
     let direction = |word: &str, depth: u64, hwm: i32, written: u64, read: u64| match (depth, written, read) {
         (0, 0, 0) => String::new(),
-        _ if hwm == 0 => format!(", {word} {depth} (+{written} -{read})"),
+        _ if hwm <= 0 => format!(", {word} {depth} (+{written} -{read})"),
         _ => format!(", {word} {depth}/{hwm} (+{written} -{read})"),
     };
     let pipes = flow.pipes;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    ffi::CString,
     fs::File,
     io,
     mem::MaybeUninit,
@@ -43,6 +44,21 @@ pub fn fds(pid: u32) -> io::Result<Fds> {
         }
     })?;
     Ok(fds)
+}
+
+impl Fds {
+    /// Forgets those of `some` sockets that are no longer what they were: closed, or used again for another one.
+    pub fn confirm(&mut self, pid: u32, some: impl Iterator<Item = i32>) {
+        let Ok(directory) = File::open(format!("/proc/{pid}/fd")) else { return };
+        for fd in some {
+            let mut link = [MaybeUninit::uninit(); LINK_BYTES];
+            let name = CString::new(fd.to_string()).unwrap_or_default();
+            let now = link_start(directory.as_fd(), &name, &mut link).ok().and_then(socket_inode);
+            if now != self.sockets.get(&fd).copied() {
+                self.sockets.remove(&fd);
+            }
+        }
+    }
 }
 
 /// Who holds the sockets `inodes`: pid and fd, ascending. After a fork, or where an fd was passed on, these are

@@ -20,6 +20,8 @@ pub struct Asleep {
     pub sp: u64,
     /// Address behind the `syscall` instruction.
     pub pc: u64,
+    /// How often the thread had been given a CPU: as long as it stays, all this holds.
+    pub times_run: u64,
 }
 
 /// Every thread of process `pid` that sleeps in a system call. Each was read at its own moment; threads that run, or
@@ -33,21 +35,29 @@ pub fn asleep(pid: u32) -> io::Result<Vec<Asleep>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
         let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let place = match place(pid, tid) {
-            Ok(Some(place)) => place,
-            Ok(None) => continue,
+        match asleep_one(pid, tid) {
+            Ok(thread) => found.extend(thread),
             Err(error) if is_gone(&error) && fs::exists(format!("/proc/{pid}/task/{tid}"))? => {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, "there is no /proc/PID/task/TID/syscall"));
             }
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(error),
-        };
-        let Place { number, args, sp, pc } = place;
-        let comm = fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
-        let name = printable(comm.strip_suffix(b"\n").unwrap_or(&comm));
-        found.push(Asleep { tid, name, number, args, sp, pc });
+        }
     }
     Ok(found)
+}
+
+/// A thread, if it sleeps in a system call.
+///
+/// # Errors
+/// `NotFound` or `ESRCH` when it has ended; else as [`asleep`].
+pub fn asleep_one(pid: u32, tid: u32) -> io::Result<Option<Asleep>> {
+    // First: what is read behind it is of this sleep or a later one.
+    let times_run = times_run(pid, tid)?;
+    let Some(Place { number, args, sp, pc }) = place(pid, tid)? else { return Ok(None) };
+    let comm = fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    let name = printable(comm.strip_suffix(b"\n").unwrap_or(&comm));
+    Ok(Some(Asleep { tid, name, number, args, sp, pc, times_run }))
 }
 
 /// Where a thread sleeps.

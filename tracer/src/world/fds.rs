@@ -100,7 +100,7 @@ impl Process {
                 if let Some(fd) = state.mailbox_fd {
                     self.fds.insert(fd, Fd::new(socket, FdPart::Mailbox, None, None, None));
                 }
-                for bound in state.endpoints.iter().filter(|endpoint| endpoint.role == Role::Bind) {
+                for bound in state.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind)) {
                     let Some(fd) = bound.fd else { continue };
                     let listener = Fd::new(socket, FdPart::Listener, Some(Role::Bind), Some(&bound.endpoint), None);
                     self.fds.insert(fd, listener);

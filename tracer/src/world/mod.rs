@@ -5,7 +5,7 @@ mod fds;
 mod names;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -123,7 +123,12 @@ impl World {
                 process.fds.clear();
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
-            Event::ProcessExit(exit) => self.process_mut(exit.pid).fds.clear(),
+            Event::ProcessExit(exit) => {
+                let process = self.process_mut(exit.pid);
+                process.fds.clear();
+                // What it held is gone.
+                process.snapshot = None;
+            }
             Event::ThreadExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
     }
@@ -261,9 +266,16 @@ impl Process {
         for context in &snapshot.contexts {
             Self::number(&mut self.contexts, &mut self.seen[1], context.handle);
             for state in &context.sockets {
+                let key = (state.handle, state.generation);
+                let is_another = |known: &Socket| known.id.is_some() && state.id.is_some() && known.id != state.id;
+                if self.sockets.get(&key).is_some_and(is_another) {
+                    // It was closed, and another one made at its address, unseen.
+                    self.sockets.remove(&key);
+                }
                 let socket = self.socket_mut(state.handle, state.generation, context.library);
                 socket.socket_type = state.socket_type.or(socket.socket_type);
                 socket.id = state.id.or(socket.id);
+                socket.endpoints.clear();
                 for found in &state.endpoints {
                     if !socket.endpoints.contains(&found.endpoint) {
                         socket.endpoints.push(found.endpoint.clone());
@@ -271,8 +283,21 @@ impl Process {
                 }
             }
         }
+        self.forget_all_but(snapshot);
         self.fds_found(snapshot);
         self.snapshot = Some(Arc::clone(snapshot));
+    }
+
+    /// Sockets that are not there any more were closed, unseen.
+    fn forget_all_but(&mut self, snapshot: &Snapshot) {
+        // What could not be read may be there still.
+        if snapshot.unread > 0 {
+            return;
+        }
+        let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
+        let there: HashSet<u64> = sockets.map(|socket| socket.handle).collect();
+        self.sockets.retain(|(handle, _), _| there.contains(handle));
+        self.newest.retain(|handle, _| there.contains(handle));
     }
 
     /// Brings the queues of the snapshot up to date.

@@ -579,3 +579,58 @@ fn a_context_that_never_had_a_socket_is_not_seen() {
     assert_eq!((found.of_type("context"), found.of_type("socket")), (vec![], vec![]));
     corner.finish();
 }
+
+/// A thread that runs between two of our reads must not be shown with the socket of one wait and the stack of the next.
+#[test]
+fn threads_that_wait_now_here_now_there_are_told_right() {
+    let restless = Workload::c("traps", &["--case", "restless"]);
+    let mut seen = BTreeSet::new();
+    for _ in 0..100 {
+        let sockets = look(restless.pid()).of_type("socket");
+        for socket in &sockets {
+            for thread in list(&socket["blocked"]) {
+                let (call, function) = match text(&socket["socket_type"]) {
+                    "PULL" => ("zmq_recv", "take"),
+                    _ => ("zmq_poll", "look"),
+                };
+                assert_eq!(thread["call"], call, "{}: {thread}", socket["socket"]);
+                assert!(stack_has(&thread["stack"], &serde_json::json!([function])), "{}: {thread}", socket["socket"]);
+                seen.insert(call);
+            }
+        }
+    }
+    assert_eq!(seen.len(), 2, "both were seen: {seen:?}");
+    restless.finish();
+}
+
+/// libzmq's counters take the name that a ZAP handler gives to a peer for a message that is never received.
+#[test]
+fn credentials_are_no_messages() {
+    let server = Workload::c("traps", &["--case", "credentials"]);
+    let sockets = look(server.pid()).of_type("socket");
+    let pull = sockets.iter().find(|socket| socket["handle"] == server.ready["pull"]).expect("it is there");
+    assert_eq!(pull["connections"][0]["rx_queue"], 0, "{pull}");
+    assert_eq!((&pull["options"]["mechanism"], &pull["bytes_held"]), (&"PLAIN".into(), &0.into()));
+    server.finish();
+}
+
+#[test]
+fn a_proxy_that_was_called_through_a_pointer() {
+    let workload = Workload::c("traps", &["--case", "pointer"]);
+    let threads = blocked(&look(workload.pid()));
+    let (thread, sockets) = &threads[&number(&workload.ready, "tid")];
+    assert_eq!((text(&thread["call"]), sockets.len()), ("zmq_proxy", 2), "{thread}");
+    workload.finish();
+}
+
+/// A queue is full when libzmq says so: it compares with what the reader has confirmed.
+#[test]
+fn a_queue_can_be_full_below_its_mark() {
+    let workload = Workload::c("traps", &["--case", "mark"]);
+    let sockets = look(workload.pid()).of_type("socket");
+    let push = sockets.iter().find(|socket| socket["handle"] == workload.ready["push"]).expect("it is there");
+    let connection = &push["connections"][0];
+    assert_eq!((&connection["tx_full"], &connection["tx_queue"]), (&true.into(), &workload.ready["left"]), "{push}");
+    assert!(number(connection, "tx_queue") < number(connection, "tx_hwm"), "{push}");
+    workload.finish();
+}

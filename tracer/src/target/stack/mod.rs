@@ -22,7 +22,10 @@ use self::{
     mappings::{Code, Mappings},
     symbols::Symbols,
 };
-use super::{Memory, threads};
+use super::{
+    Memory,
+    threads::{self, Asleep},
+};
 use crate::event::Stack;
 
 /// The most frames that are taken.
@@ -130,6 +133,16 @@ impl Unwinder {
             }
         }
         None
+    }
+
+    /// The same of a thread that was found asleep. `None`, too, when it has run since: then it sleeps elsewhere.
+    pub fn unwind_sleeper(&mut self, thread: &Asleep, registers: Option<&Registers>) -> Option<Addresses> {
+        let found = Moment { times_run: thread.times_run, sp: thread.sp, pc: thread.pc };
+        if self.moment(thread.tid)? != found {
+            return None;
+        }
+        let addresses = self.unwind(thread.tid, registers)?;
+        (self.moment(thread.tid)? == found).then_some(addresses)
     }
 
     /// What stays the same as long as the thread sleeps.
