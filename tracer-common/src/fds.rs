@@ -117,6 +117,18 @@ pub struct WatcherConfig {
     pub socket_id: u16,
 }
 
+/// A class of objects that watch file descriptors.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ClassKey {
+    /// Address of its table of virtual functions, of the base class `i_poll_events`.
+    pub table: u64,
+    /// Process.
+    pub tgid: u32,
+    /// [`FdConfig::program`] at the time.
+    pub program: u32,
+}
+
 /// What the kernel side must know of a process whose file descriptors are followed.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +138,7 @@ pub struct FdConfig {
     /// 1: userspace has entered what was there before us. Until then what is removed is noted, whatever it is, so
     /// that it is not entered afterwards.
     pub is_seeded: u32,
-    /// In the order in which they must be tried.
+    /// In the order in which they are tried where several seem to fit.
     pub watchers: [WatcherConfig; MAX_WATCHERS],
 }
 

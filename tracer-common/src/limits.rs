@@ -54,6 +54,10 @@ pub const MAX_REOPENED_SOCKETS: u32 = 65_536;
 /// have.
 pub const MAX_WATCHERS: usize = 64;
 
+/// Classes of objects that watch file descriptors that are told by their tables of virtual functions, over all
+/// targets. Of one more the fields have to tell, each time.
+pub const MAX_CLASSES: u32 = 8192;
+
 /// Bytes of a unix socket's name, `sizeof sockaddr_un.sun_path`.
 pub const MAX_PATH_BYTES: usize = 108;
 

@@ -22,7 +22,7 @@ use aya_ebpf::{
 };
 use tracer_common::{
     fds::{
-        FdAction, FdAddress, FdConfig, FdKey, FdOwner, FdPart, FdRecord, FdRole, SocketLayout, UNKNOWN_TYPE,
+        ClassKey, FdAction, FdAddress, FdConfig, FdKey, FdOwner, FdPart, FdRecord, FdRole, SocketLayout, UNKNOWN_TYPE,
         WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
@@ -30,7 +30,7 @@ use tracer_common::{
 };
 
 use crate::{
-    maps::{EVENTS, FD_TARGETS, FDS, NO_WAKEUP, REOPENED, follow_fds, lose},
+    maps::{CLASSES, EVENTS, FD_TARGETS, FDS, NO_WAKEUP, REOPENED, follow_fds, lose},
     memory::{read_kernel, read_user},
 };
 
@@ -236,7 +236,7 @@ fn added(caller: &Caller, config: &FdConfig, is_new: bool, fd: i32, event: u64) 
     }
     let Some(object) = watcher(fd, event) else { return };
     let mut found = Change::new(FdAction::Added, fd, &FdOwner::default());
-    if !identify(config, object, &mut found) {
+    if !identify(caller, config, object, &mut found) {
         return;
     }
     let file = file_at(fd);
@@ -338,35 +338,66 @@ fn watcher(fd: i32, event: u64) -> Option<u64> {
     (entry.fd == fd && entry.itself == address).then_some(entry.object)
 }
 
-/// Asks an object which of the build's classes it is of and whose. The tag of the socket decides, wherever the same
-/// offset means something else in another class.
+/// Asks an object whose it is, and of which of the build's classes.
+///
+/// The class tells where its fields are, and the fields must make sense: the fd, and a pointer to something with the tag
+/// of a socket. Those of its true class always do. Another one's may, too, since memory that was used before is full of
+/// pointers to live sockets (up to 4.3.2 an engine has its fd where a connecter has its, and what stands for a
+/// connecter's socket is room for a message, not yet used). So a class is learnt, by its table of virtual functions,
+/// when no other one fits, which is so soon; until then the first that fits is taken.
 #[inline(never)]
-fn identify(config: &FdConfig, object: u64, found: &mut Change) -> bool {
+fn identify(caller: &Caller, config: &FdConfig, object: u64, found: &mut Change) -> bool {
+    let Some(table) = read_user::<u64>(object) else { return false };
+    let key = ClassKey { table, tgid: (caller.pid_tgid >> 32) as u32, program: caller.program };
+    // SAFETY: plain words that are copied at once.
+    if let Some(class) = unsafe { CLASSES.get(&key) }.copied() {
+        let Some(handle) = socket_of(&class, object, found.fd) else { return false };
+        describe(&class, handle, found);
+        return true;
+    }
+    let (mut first, mut socket, mut is_only) = (WatcherConfig::default(), 0, true);
     for index in 0..MAX_WATCHERS {
-        let Some(watcher) = config.watchers.get(index) else { return false };
+        let Some(watcher) = config.watchers.get(index) else { break };
         if watcher.part == 0 {
-            return false;
+            break;
         }
-        if read_user::<i32>(object + u64::from(watcher.fd)) == Some(found.fd) && is_of(watcher, object, found) {
-            return true;
+        if let Some(handle) = socket_of(watcher, object, found.fd) {
+            if socket != 0 {
+                is_only = false;
+                break;
+            }
+            (first, socket) = (*watcher, handle);
         }
     }
-    false
+    if socket == 0 {
+        return false;
+    }
+    if is_only {
+        // Where there is no room, it is found out again.
+        let _ = CLASSES.insert(&key, &first, BPF_ANY.into());
+    }
+    describe(&first, socket, found);
+    true
+}
+
+/// The socket of an object, if that can be of this class.
+#[inline(always)]
+fn socket_of(watcher: &WatcherConfig, object: u64, fd: i32) -> Option<u64> {
+    if read_user::<i32>(object.wrapping_add(u64::from(watcher.fd))) != Some(fd) {
+        return None;
+    }
+    let handle = read_user::<u64>(object.wrapping_add(u64::from(watcher.socket)))?;
+    let tag = read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag)))?;
+    (tag == SOCKET_TAG || tag == CLOSED_SOCKET_TAG).then_some(handle)
 }
 
 #[inline(always)]
-fn is_of(watcher: &WatcherConfig, object: u64, found: &mut Change) -> bool {
-    let Some(handle) = read_user::<u64>(object + u64::from(watcher.socket)) else { return false };
-    let Some(tag) = read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag))) else { return false };
-    if tag != SOCKET_TAG && tag != CLOSED_SOCKET_TAG {
-        return false;
-    }
+fn describe(watcher: &WatcherConfig, handle: u64, found: &mut Change) {
     found.handle = handle;
     found.part = watcher.part;
     found.library = watcher.library;
     found.socket_type = read_user::<u8>(handle.wrapping_add(u64::from(watcher.socket_type))).unwrap_or(UNKNOWN_TYPE);
     found.socket_id = read_user::<u32>(handle.wrapping_add(u64::from(watcher.socket_id))).unwrap_or(0);
-    true
 }
 
 #[inline(never)]

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, RingBuf},
 };
 use tracer_common::{
-    fds::{FdConfig, FdKey, FdOwner},
-    limits::{MAX_CLOSED_SOCKETS, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS, MAX_THREADS, MAX_TOTALS},
+    fds::{ClassKey, FdConfig, FdKey, FdOwner, WatcherConfig},
+    limits::{MAX_CLASSES, MAX_CLOSED_SOCKETS, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS, MAX_THREADS, MAX_TOTALS},
     record::{CallTotals, LOSS_REASONS, Loss, SocketAddress, TargetConfig, ThreadSlot, TotalsKey},
 };
 
@@ -36,7 +36,7 @@ pub static TARGETS: HashMap<u32, TargetConfig> = HashMap::with_max_entries(MAX_T
 #[map]
 pub static CLOSED: LruHashMap<SocketAddress, u32> = LruHashMap::with_max_entries(MAX_CLOSED_SOCKETS, 0);
 
-/// By tgid: the processes whose file descriptors are followed. Userspace gives this and the next two maps one entry
+/// By tgid: the processes whose file descriptors are followed. Userspace gives this and the next three maps one entry
 /// where nobody asked for that.
 #[map]
 pub static FD_TARGETS: HashMap<u32, FdConfig> = HashMap::with_max_entries(MAX_TARGETS, 0);
@@ -44,6 +44,10 @@ pub static FD_TARGETS: HashMap<u32, FdConfig> = HashMap::with_max_entries(MAX_TA
 /// The file descriptors of ZeroMQ sockets. No LRU: one that was pushed out would be taken for another's.
 #[map]
 pub static FDS: HashMap<FdKey, FdOwner> = HashMap::with_max_entries(MAX_FDS, 0);
+
+/// The classes of objects that watch file descriptors, as far as one of them could be told beyond doubt.
+#[map]
+pub static CLASSES: HashMap<ClassKey, WatcherConfig> = HashMap::with_max_entries(MAX_CLASSES, 0);
 
 /// The generation of a socket whose address an earlier one had. [`CLOSED`] runs ahead of it from `zmq_close` on, while
 /// the socket still lives and may connect.

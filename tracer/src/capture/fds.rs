@@ -110,8 +110,8 @@ impl Follower {
     }
 }
 
-/// The classes that watch fds, in the order in which they must be tried: up to 4.3.2 an engine has its fd where a
-/// connecter has its, and what lies behind a connecter may look like an engine's socket.
+/// The classes that watch fds, engines last: what lies behind the end of a smaller object may look like an engine's
+/// socket.
 fn watchers<'a>(layouts: impl Iterator<Item = (u8, &'a Layout)>) -> [WatcherConfig; MAX_WATCHERS] {
     let mut rows: Vec<WatcherConfig> = Vec::new();
     for (library, layout) in layouts {

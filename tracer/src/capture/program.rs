@@ -15,7 +15,7 @@ use aya::{
 
 use tracer_common::{
     fds::SocketLayout,
-    limits::{MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS},
+    limits::{MAX_CLASSES, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS},
 };
 
 use super::sys::{self, AttachType, ProgramKind};
@@ -75,6 +75,7 @@ impl Object {
             .map_max_entries("EVENTS", ring_bytes)
             .map_max_entries("FD_TARGETS", room(MAX_TARGETS))
             .map_max_entries("FDS", room(MAX_FDS))
+            .map_max_entries("CLASSES", room(MAX_CLASSES))
             .map_max_entries("REOPENED", room(MAX_REOPENED_SOCKETS))
             .load(OBJECT)
             .map_err(load_error)?;

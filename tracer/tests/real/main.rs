@@ -9,6 +9,7 @@ mod documents;
 mod images;
 mod life;
 mod links;
+mod live;
 mod nesting;
 mod python;
 mod refusals;

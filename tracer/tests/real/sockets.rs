@@ -14,11 +14,12 @@ use crate::{
 };
 
 /// What `cargo xtask workloads` takes out of pyzmq's wheels.
-const OLD_BUILDS: [&str; 9] = ["4.1.5", "4.1.6", "4.2.5", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5-old-abi", "4.3.5"];
+pub const OLD_BUILDS: [&str; 9] =
+    ["4.1.5", "4.1.6", "4.2.5", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5-old-abi", "4.3.5"];
 const MECHANISMS: [&str; 4] = ["NULL", "PLAIN", "CURVE", "GSSAPI"];
 
 /// One look at a process.
-fn look(pid: u32) -> Finished {
+pub fn look(pid: u32) -> Finished {
     let finished = Tracer::start(["sockets", "--json", "-p", &pid.to_string()]).finish();
     assert_eq!(finished.status, 0, "{:?}", finished.stderr);
     finished
