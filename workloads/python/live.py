@@ -27,6 +27,7 @@ class Watched:
         self.handle = handle(self.socket)
         self.monitor = self.socket.get_monitor_socket(sum(KINDS))
         self.log = log
+        self.note("mailbox", self.socket.FD)
 
     def note(self, event, fd=-1):
         ns = time.monotonic_ns()

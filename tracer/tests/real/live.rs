@@ -192,6 +192,33 @@ fn every_fd_that_comes_and_goes_in_python() {
     }
 }
 
+/// A socket's own fd is known once the program has asked for it, and no longer than it is the socket's.
+#[test]
+fn mailboxes_that_a_program_asks_for() {
+    let Some(mut workload) = Workload::python("live.py", &[]) else { return };
+    let tracer = Tracer::attach("trace", &workload, &["-y", "--json", "-e", "option"]);
+    let done = workload.go();
+    workload.finish();
+    let changes = tracer.finish().ok().of_type("fd");
+    let mailbox = |change: &&Value| change["part"] == "mailbox";
+    let told: Vec<(&str, i64)> = changes
+        .iter()
+        .filter(|change| mailbox(change) && change["change"] == "added")
+        .map(|change| (text(change, "handle"), fd_of(change)))
+        .collect();
+    let asked: Vec<(&str, i64)> = done["fd_events"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .filter(|event| event["event"] == "mailbox")
+        .map(|event| (text(event, "handle"), fd_of(event)))
+        .collect();
+    // The first couples were there before.
+    assert_eq!(told, asked[4..], "mailboxes");
+    let removed = changes.iter().filter(|change| mailbox(change) && change["change"] == "removed").count();
+    assert!(removed >= asked.len(), "{removed} of {}", asked.len());
+}
+
 /// What was there before is known, too: at the end of the program all of it goes.
 #[track_caller]
 fn assert_seeded(mut zoo: Workload) {

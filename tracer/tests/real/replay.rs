@@ -26,13 +26,16 @@ fn events(name: &str) -> Vec<Event> {
 }
 
 /// What a report makes of events.
-fn replay(events: &[Event], mut report: impl Report) -> String {
+fn replay(events: &[Event], report: impl Report) -> String {
+    replay_in(World::default(), events, report)
+}
+
+fn replay_in(mut world: World, events: &[Event], mut report: impl Report) -> String {
     // A number for each: tests run at the same time.
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = scratch(&format!("report-{number}"));
     let mut out = Sink::file(&path).expect("the folder is ours");
-    let mut world = World::default();
     for event in events {
         world.apply(event);
         report.event(&world, event, &mut out).expect("a file can be written");
@@ -111,6 +114,24 @@ fn calls_in_flight_when_programs_end() {
     assert_is("ends.trace.jsonl", &replay(&events, JsonTrace::new(Filter::default())));
 }
 
+/// What `-y` shows: fds with their sockets, before and after each changes its owner.
+#[test]
+fn fds_of_saved_events() {
+    let events = events("fds.jsonl");
+    let shown = |filter| replay_in(World::showing(true), &events, Strace::new(filter, look(false)));
+    let mut text = shown(Filter::default());
+    for (arguments, narrow) in [
+        ("--socket REQ#7", Narrow { sockets: vec!["REQ#7".into()], ..narrow() }),
+        ("--port 5555", Narrow { ports: vec![5555], ..narrow() }),
+        ("--contains job", Narrow { contains: vec!["job".into()], ..narrow() }),
+    ] {
+        text.push_str(&format!("## {arguments}\n"));
+        text.push_str(&shown(Filter { narrow, successful: None }));
+    }
+    assert_is("fds.trace.txt", &text);
+    assert_is("fds.trace.jsonl", &replay(&events, JsonTrace::new(Filter::default())));
+}
+
 #[test]
 fn counts_of_saved_events() {
     let events = events("calls.jsonl");
@@ -142,7 +163,9 @@ fn sockets_of_saved_events() {
 
 #[test]
 fn events_survive_saving() {
-    for event in ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl"].into_iter().flat_map(events) {
+    for event in
+        ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl", "fds.jsonl"].into_iter().flat_map(events)
+    {
         let saved = serde_json::to_string(&event).expect("events can be saved");
         assert_eq!(serde_json::from_str::<Event>(&saved).expect("and read again"), event, "{saved}");
     }
