@@ -40,6 +40,17 @@ pub enum Error {
         /// Its process.
         pid: u32,
     },
+    /// The thread that the process began with has ended, others have not.
+    #[error(
+        "the main thread of process {pid} has ended while {others} of its threads go on (pthread_exit): such a process \
+         is not supported; let the main thread wait for the others"
+    )]
+    MainThreadEnded {
+        /// The process.
+        pid: u32,
+        /// How many threads go on.
+        others: u32,
+    },
     /// The process has ended or is a zombie.
     #[error("process {pid} has ended (it is a zombie until its parent waits for it): there is nothing to trace")]
     Ended {
@@ -146,7 +157,9 @@ impl Error {
         match self {
             Self::Bpf { .. } | Self::Read { .. } => 120,
             Self::NotPermitted { .. } | Self::Refused { .. } => 121,
-            Self::NoSuchProcess { .. } | Self::IsThread { .. } | Self::Ended { .. } => 122,
+            Self::NoSuchProcess { .. } | Self::IsThread { .. } | Self::MainThreadEnded { .. } | Self::Ended { .. } => {
+                122
+            }
             Self::NoLibzmq { .. } => 123,
             Self::SymbolsStripped { .. } => 124,
             Self::Kernel { .. } => 125,

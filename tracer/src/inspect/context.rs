@@ -89,16 +89,13 @@ pub fn read_all(subject: &Subject<'_>, entries: &[Entry], detail: Detail) -> Loo
     let contexts = find(subject, entries);
     let mut unknown = Vec::new();
     for found in &contexts {
-        let Some(sockets) = found.sockets(subject) else {
-            look.unread += 1;
-            continue;
-        };
-        match fingerprint::layout(subject, entries, found, &sockets) {
-            Some(layout) => {
+        match recognise(subject, entries, found) {
+            Recognised::Layout(layout, sockets) => {
                 let reader = Reader { subject, entries, layout, context: found.address, detail };
                 read(&reader, found, sockets, &mut look);
             }
-            None => unknown.push(found),
+            Recognised::Unknown => unknown.push(found),
+            Recognised::Unread => look.unread += 1,
         }
     }
     if !unknown.is_empty() {
@@ -106,6 +103,33 @@ pub fn read_all(subject: &Subject<'_>, entries: &[Entry], detail: Detail) -> Loo
         look.contexts.extend(unknown.into_iter().map(|found| of_unknown_build(subject, found, &mut voted)));
     }
     look
+}
+
+/// What a context turns out to be.
+enum Recognised<'a> {
+    /// Of a build that has this layout, with these sockets.
+    Layout(&'a Layout, Vec<u64>),
+    /// Of a build that is not known.
+    Unknown,
+    /// It ended, or was being changed each time.
+    Unread,
+}
+
+/// A build is not known when its sockets fit no layout each time that they are read: one may be closed meanwhile, and
+/// the memory of all of them.
+fn recognise<'a>(subject: &Subject<'a>, entries: &[Entry], found: &Found) -> Recognised<'a> {
+    let mut recognised = Recognised::Unread;
+    for round in 0..TRIES {
+        if round > 0 {
+            subject.image.refresh();
+        }
+        let Some(sockets) = found.sockets(subject) else { continue };
+        if let Some(layout) = fingerprint::layout(subject, entries, found, &sockets) {
+            return Recognised::Layout(layout, sockets);
+        }
+        recognised = Recognised::Unknown;
+    }
+    recognised
 }
 
 fn read(reader: &Reader<'_>, found: &Found, sockets: Vec<u64>, look: &mut Look) {
@@ -181,8 +205,30 @@ impl Reader<'_> {
             states.iter_mut().for_each(|(state, pipes)| state.bytes_held = self.bytes_held(pipes));
         }
         let mut states: Vec<_> = states.into_iter().map(|(state, _)| state).collect();
+        look.unread += self.forget_replaced(&mut states);
         states.sort_by_key(|socket| (socket.id, socket.handle));
         states
+    }
+
+    /// Forgets sockets that are gone by now: another one may have their memory, and some of what was read may be its
+    /// own. Returns how many.
+    fn forget_replaced(&self, states: &mut Vec<SocketState>) -> u32 {
+        let (image, layout) = (self.subject.image, self.layout);
+        let before = states.len();
+        image.refresh();
+        image.prefetch(states.iter().map(|state| (at(state.handle, layout.opt_socket_id), 4)));
+        states.retain(|state| {
+            let id = image.u32(at(state.handle, layout.opt_socket_id));
+            // Numbers are never used again.
+            id == state.id || (id.is_none() && image.is_exhausted())
+        });
+        if states.len() < before {
+            let left: HashSet<u64> = states.iter().map(|state| state.handle).collect();
+            for connection in states.iter_mut().flat_map(|state| &mut state.connections) {
+                connection.peer_handle = connection.peer_handle.filter(|peer| left.contains(peer));
+            }
+        }
+        (before - states.len()) as u32
     }
 
     /// Reads each socket, again and again what changes meanwhile. Also returns how many could not be read.

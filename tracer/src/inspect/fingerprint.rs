@@ -33,8 +33,10 @@ pub fn layout<'a>(subject: &Subject<'a>, entries: &[Entry], found: &Found, socke
 /// Whether the tags are where the layout says: that of the context, and of every socket.
 fn fits(subject: &Subject<'_>, found: &Found, sockets: &[u64], layout: &Layout) -> bool {
     let tagged = sockets.iter().filter(|socket| has_tag(subject, **socket, layout)).count();
-    // One may have been freed meanwhile.
-    layout.ctx_tag == found.tag && tagged + 1 >= sockets.len() && (tagged > 0 || sockets.is_empty())
+    // Some may have been freed meanwhile, not most.
+    layout.ctx_tag == found.tag
+        && (tagged + 1 >= sockets.len() || 2 * tagged >= sockets.len())
+        && (tagged > 0 || sockets.is_empty())
 }
 
 /// How many values are what they must be; `None`: too few for the layout to be that of this build.

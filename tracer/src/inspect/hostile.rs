@@ -64,7 +64,7 @@ impl Source for Endless {
 impl Endless {
     fn word(&self, at: u64) -> u64 {
         match at {
-            NAME.. => 0x6e6e_6e6e_6e6e_6e6e,
+            NAME.. => u64::from_le_bytes(*b"tcp://n:"),
             TREE.. => self.tree_node((at - TREE) / TREE_NODE_BYTES, (at - TREE) % TREE_NODE_BYTES),
             TRIE.. => match (at - TRIE) % TRIE_NODE_BYTES {
                 // One reference, 256 children.

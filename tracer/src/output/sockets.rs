@@ -338,7 +338,11 @@ impl View<'_> {
             });
         }
         if let Some(bytes) = socket.bytes_held.filter(|bytes| *bytes > 0) {
-            notes.push(format!("holds {bytes} bytes in its queues"));
+            notes.push(format!("holds {bytes} {} in its queues", if bytes == 1 { "byte" } else { "bytes" }));
+        }
+        let pipes = || socket.connections.iter().filter_map(|connection| connection.pipes);
+        if socket.bytes_held.is_none() && pipes().any(|pipes| pipes.tx_queue() + pipes.rx_queue() > 0) {
+            notes.push("holds more messages in its queues than can be added up in bytes".into());
         }
         if let Some(monitor) = &socket.monitor {
             let name = self.world.newest_socket_name(self.pid, monitor.handle).unwrap_or_default();

@@ -120,7 +120,8 @@ impl Process {
         let proc = ProcFs::new(pid as i32).map_err(|_| Error::NoSuchProcess { pid })?;
         let stat = proc.stat().map_err(|error| read_error("/proc/PID/stat", pid, error))?;
         if stat.state == 'Z' || stat.state == 'X' {
-            return Err(Error::Ended { pid });
+            let others = u32::try_from(stat.num_threads - 1).unwrap_or(0);
+            return Err(if others > 0 { Error::MainThreadEnded { pid, others } } else { Error::Ended { pid } });
         }
         let name = printable(stat.comm.as_bytes());
         let is_kernel_thread = stat.flags & PF_KTHREAD != 0;

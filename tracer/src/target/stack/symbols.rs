@@ -37,7 +37,7 @@ impl Default for Symbols {
 
 fn symbolizer() -> Symbolizer {
     // Files are those that the process has mapped, and kept open here: they are never exchanged.
-    Symbolizer::builder().enable_auto_reload(false).build()
+    Symbolizer::builder().enable_auto_reload(false).enable_demangling(false).build()
 }
 
 /// Addresses to be looked up in one file.
@@ -130,11 +130,39 @@ fn assemble(stack: &Addresses, named: &HashMap<u64, Vec<Frame>>) -> Stack {
 /// outer one is where it calls the inner one.
 fn frames_of(symbol: &Sym<'_>) -> Vec<Frame> {
     let frame = |name: &str, code: Option<&CodeInfo<'_>>| Frame {
-        function: Some(name.to_owned()),
+        function: Some(demangled(name)),
         file: code.map(|code| code.to_path().to_string_lossy().into_owned()),
         line: code.and_then(|code| code.line),
         ..Frame::default()
     };
     let inlined = symbol.inlined.iter().rev().map(|inlined| frame(&inlined.name, inlined.code_info.as_ref()));
     inlined.chain([frame(&symbol.name, symbol.code_info.as_deref())]).collect()
+}
+
+/// As the source has it. Only what begins as mangled names do is one: C may call its functions `i` or `Ss`, which C++
+/// writes for types.
+fn demangled(name: &str) -> String {
+    if !name.starts_with("_Z") && !name.starts_with("_R") {
+        return name.to_owned();
+    }
+    if let Ok(found) = rustc_demangle::try_demangle(name) {
+        return format!("{found:#}");
+    }
+    let found = cpp_demangle::Symbol::new(name).ok().and_then(|symbol| symbol.demangle().ok());
+    found.unwrap_or_else(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::demangled;
+
+    #[test]
+    fn only_mangled_names_are_demangled() {
+        for plain in ["i", "Ss", "Pc", "w", "rx", "main", "_start", "_Zrubbish", "_Rubbish", ""] {
+            assert_eq!(demangled(plain), plain);
+        }
+        assert_eq!(demangled("_ZN3zmq5ctx_t9terminateEv"), "zmq::ctx_t::terminate()");
+        assert_eq!(demangled("_ZN4core3fmt5Write9write_fmt17h0123456789abcdefE"), "core::fmt::Write::write_fmt");
+        assert_eq!(demangled("_RNvCs1234_7mycrate3foo"), "mycrate::foo");
+    }
 }
