@@ -18,7 +18,7 @@ pub enum Error {
     #[error("{action} was refused although the capabilities are there ({source}): {remedy}")]
     Refused {
         /// What was tried.
-        action: &'static str,
+        action: String,
         /// What the kernel said.
         source: io::Error,
         /// What may be the cause, and what to do.

@@ -241,7 +241,7 @@ fn load_error(error: EbpfError) -> Error {
             match source.raw_os_error() {
                 Some(libc::EPERM) => {
                     return Error::Refused {
-                        action: "creating BPF maps",
+                        action: "creating BPF maps".into(),
                         source: io::Error::from_raw_os_error(libc::EPERM),
                         remedy: "the kernel may be locked down (cat /sys/kernel/security/lockdown), or a container \
                                  runtime's seccomp profile forbids bpf(2)",

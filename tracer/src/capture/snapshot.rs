@@ -395,6 +395,7 @@ pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot
     let begun_ns = monotonic_ns();
     let Look { contexts, unread, is_cut } = look_with(process, fds, detail);
     let now_ns = monotonic_ns();
+    let status = procfs::process::Process::new(process.pid as i32).and_then(|proc| proc.status()).ok();
     // What was read of a process that has ended meanwhile may be half of it.
     if Memory::new(process.pid).is_gone() {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -411,6 +412,9 @@ pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot
             .then(|| "what exceeds the cost of one look: this process holds too much".into())
             .into_iter()
             .collect(),
+        // `T (stopped)`, `t (tracing stop)`.
+        stopped: status.as_ref().is_some_and(|status| status.state.starts_with(['T', 't'])),
+        tracer_pid: status.and_then(|status| u32::try_from(status.tracerpid).ok()).filter(|pid| *pid != 0),
     })
 }
 

@@ -142,13 +142,14 @@ pub struct Stat {
 
 /// `zmqtrace sockets`.
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("targets").required(true).args(["pids", "all"])))]
 pub struct Sockets {
     /// What every command takes.
     #[command(flatten)]
     pub common: Common,
 
     /// Processes to look into
-    #[arg(short, long = "pid", value_name = "PID,...", value_delimiter = ',', required_unless_present = "all", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long = "pid", value_name = "PID,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub pids: Vec<u32>,
 
     /// Every process on the machine that has a ZeroMQ socket

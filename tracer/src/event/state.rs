@@ -26,6 +26,12 @@ pub struct Snapshot {
     /// What else could not be read, or only in part, in words.
     #[serde(default)]
     pub missing: Vec<String>,
+    /// Whether it was stopped, by a signal or by a tracer: then nothing in it moves, whatever the sockets say.
+    #[serde(default)]
+    pub stopped: bool,
+    /// The process that traces it, with ptrace(2): a debugger, strace.
+    #[serde(default)]
+    pub tracer_pid: Option<u32>,
 }
 
 /// A `zmq::ctx_t`.

@@ -200,9 +200,8 @@ impl Reader<'_> {
     /// A `std::multimap` from names to pairs that begin with a pointer. What binds to udp has no name there; another one
     /// that is no endpoint, which was a C string, has been freed.
     fn names(&self, address: u64) -> Option<Vec<(Bytes, u64)>> {
-        let is_endpoint = |name: &[u8]| {
-            name.is_empty() || (!name.contains(&0) && name.windows(3).any(|part| part == b"://"))
-        };
+        let is_endpoint =
+            |name: &[u8]| name.is_empty() || (!name.contains(&0) && name.windows(3).any(|part| part == b"://"));
         let named = |node| self.named(node).filter(|(name, _)| is_endpoint(name));
         cxx::tree(self.subject.image, address)?.into_iter().map(named).collect()
     }

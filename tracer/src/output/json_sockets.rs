@@ -56,6 +56,9 @@ struct ContextObject<'a> {
     unread: u32,
     /// What else could not be read, in words.
     missing: &'a [String],
+    /// Of the process.
+    stopped: bool,
+    tracer_pid: Option<u32>,
     blocked: Vec<BlockedObject<'a>>,
 }
 
@@ -241,6 +244,8 @@ impl<'a> View<'a> {
             terminating: context.terminating,
             unread: self.snapshot.unread,
             missing: &self.snapshot.missing,
+            stopped: self.snapshot.stopped,
+            tracer_pid: self.snapshot.tracer_pid,
             blocked: self.blocked(|blocked| self.is_here(blocked)),
         }
     }

@@ -140,6 +140,16 @@ impl Sockets {
             None => "no libzmq".into(),
         };
         let mut lines = vec![Line::Note(format!("{}[{pid}]: {libraries}, {}", process.name, count(sockets, "socket")))];
+        match (snapshot.stopped, snapshot.tracer_pid) {
+            (true, Some(tracer)) => lines.push(Line::Note(format!("STOPPED by process {tracer}, which traces it"))),
+            (true, None) => {
+                lines.push(Line::Note(format!("STOPPED by a signal: nothing in it runs before `kill -CONT {pid}`")));
+            }
+            (false, Some(tracer)) => {
+                lines.push(Line::Note(format!("traced by process {tracer}: it may be slowed down by that")));
+            }
+            (false, None) => {}
+        }
         lines.extend(snapshot.missing.iter().map(|missing| Line::Note(format!("NOT READ: {missing}"))));
         if snapshot.unread > 0 {
             let objects = count(snapshot.unread as usize, "object");

@@ -130,7 +130,9 @@ impl Process {
             // The kernel lists mappings without names to those who may not look.
             match unreadable {
                 _ if !files.is_empty() => {}
-                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => return Err(not_permitted(source)),
+                Some(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(not_permitted(pid, source));
+                }
                 Some(source) => return Err(Error::Read { what: "the mapped files", pid, source }),
                 None => {
                     let examples = if is_kernel_thread { "a kernel thread" } else { "its code is in no file" };
@@ -219,16 +221,16 @@ pub fn look_error(pid: u32, error: io::Error) -> Error {
             missing: "CAP_DAC_READ_SEARCH (for the fds of another user's process)".into(),
             needed: privileges::TO_INSPECT,
         },
-        Some(libc::EACCES | libc::EPERM) => not_permitted(error),
+        Some(libc::EACCES | libc::EPERM) => not_permitted(pid, error),
         _ => Error::Read { what: "the fds", pid, source: error },
     }
 }
 
 /// The target's mappings may not be seen.
-fn not_permitted(source: io::Error) -> Error {
+fn not_permitted(pid: u32, source: io::Error) -> Error {
     if privileges::may_look_into_processes() {
         let remedy = "a security module (Yama, SELinux, AppArmor) or a user namespace may forbid it: see dmesg";
-        return Error::Refused { action: "looking into the process", source, remedy };
+        return Error::Refused { action: format!("looking into process {pid}"), source, remedy };
     }
     Error::NotPermitted {
         missing: "CAP_SYS_PTRACE (for the target's mappings)".into(),
@@ -247,7 +249,7 @@ fn read_error(what: &'static str, pid: u32, error: procfs::ProcError) -> Error {
         return Error::NoSuchProcess { pid };
     }
     if source.kind() == io::ErrorKind::PermissionDenied {
-        return not_permitted(source);
+        return not_permitted(pid, source);
     }
     Error::Read { what, pid, source }
 }

@@ -263,6 +263,14 @@ fn everything_while_sockets_come_and_go() {
             context["unlisted_sockets"] = Value::Null;
         }
         Comparison::new(&found).census(&census);
+        // Of what comes and goes, too, nothing is made up: memory of one that is gone may be another one's by now.
+        for socket in found.of_type("socket") {
+            assert_eq!(socket["layout"], found.objects()[0]["layout"], "{socket}");
+            for endpoint in list(&socket["endpoints"]) {
+                let name = text(&endpoint["endpoint"]);
+                assert!(name.is_empty() || name.contains("://"), "{socket}");
+            }
+        }
     }
     zoo.say("truth");
     let truth = zoo.answer("truth");
@@ -634,4 +642,19 @@ fn a_queue_can_be_full_below_its_mark() {
     assert_eq!((&connection["tx_full"], &connection["tx_queue"]), (&true.into(), &workload.ready["left"]), "{push}");
     assert!(number(connection, "tx_queue") < number(connection, "tx_hwm"), "{push}");
     workload.finish();
+}
+
+#[test]
+fn a_stopped_process_is_said_to_be() {
+    let zoo = Workload::c("zoo", &[]);
+    let is_stopped = || look(zoo.pid()).objects()[0]["stopped"] == true;
+    assert!(!is_stopped());
+    signal(zoo.pid(), libc::SIGSTOP);
+    // The signal is sent, and acted on a little later.
+    assert!((0..200).any(|_| is_stopped()));
+    let text = Tracer::start(["sockets", "-p", &zoo.pid().to_string()]).finish();
+    assert!(text.stdout.iter().any(|line| line.contains("STOPPED by a signal")), "{:?}", text.stdout);
+    signal(zoo.pid(), libc::SIGCONT);
+    assert!((0..200).any(|_| !is_stopped()));
+    zoo.finish();
 }
