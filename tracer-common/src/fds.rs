@@ -76,24 +76,65 @@ pub struct FdKey {
     pub fd: i32,
 }
 
-/// Whose a file descriptor is.
+/// Whose a file descriptor is. One thread may close it while another one is given its number: so it is replaced by an
+/// exchange of `state`, and never deleted as long as the process lives.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FdOwner {
-    /// The socket's address; 0: of a file descriptor that was removed before it was known whose it is.
+    /// What the rest is worth.
+    pub state: FdState,
+    /// The socket's address; 0: nobody's.
     pub handle: u64,
     /// Address of the open file, which tells one that was closed from its successor of the same number; 0: not noted.
     pub file: u64,
     /// [`FdConfig::program`] at the time.
     pub program: u32,
+    /// Explicit padding.
+    pub padding: u32,
+}
+
+/// The word of a [`FdOwner`] that decides.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FdState(pub u64);
+
+impl FdState {
+    /// `part`: a [`FdPart`], 0: none. `role`: a [`FdRole`], 0: not known. `watched`: an object of the socket's watches
+    /// it. `library`: index of the libzmq.
+    #[inline(always)]
+    pub const fn new(part: u8, role: u8, watched: bool, library: u8) -> Self {
+        Self(part as u64 | (role as u64) << 8 | (watched as u64) << 16 | (library as u64) << 24)
+    }
+
+    /// The same, but different from all that an earlier one of this word was.
+    #[inline(always)]
+    pub const fn following(self, before: Self) -> Self {
+        Self(self.0 as u32 as u64 | ((before.0 >> 32) + 1) << 32)
+    }
+
     /// [`FdPart`].
-    pub part: u8,
-    /// [`FdRole`], 0: not known.
-    pub role: u8,
-    /// 1: an object of the socket's watches it.
-    pub watched: u8,
+    #[inline(always)]
+    pub const fn part(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// [`FdRole`].
+    #[inline(always)]
+    pub const fn role(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Whether an object of the socket's watches it.
+    #[inline(always)]
+    pub const fn is_watched(self) -> bool {
+        (self.0 >> 16) as u8 != 0
+    }
+
     /// Index of the libzmq.
-    pub library: u8,
+    #[inline(always)]
+    pub const fn library(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
 }
 
 /// Where objects of one class of one libzmq build, which watch a file descriptor, keep what tells whose it is. An
@@ -107,6 +148,8 @@ pub struct WatcherConfig {
     pub library: u8,
     /// Offset of the file descriptor.
     pub fd: u16,
+    /// Offset of the address of its poll entry, which is not there yet while that is added.
+    pub entry: u16,
     /// Offset of the pointer to the socket.
     pub socket: u16,
     /// Offset in the socket of its tag.
@@ -138,7 +181,7 @@ pub struct FdConfig {
     /// 1: userspace has entered what was there before us. Until then what is removed is noted, whatever it is, so
     /// that it is not entered afterwards.
     pub is_seeded: u32,
-    /// In the order in which they are tried where several seem to fit.
+    /// What an object can be.
     pub watchers: [WatcherConfig; MAX_WATCHERS],
 }
 
@@ -268,11 +311,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_state_keeps_what_it_is_given_and_is_new_each_time() {
+        let state = FdState::new(FdPart::Connection as u8, FdRole::Bind as u8, true, 2);
+        let next = state.following(state);
+        for state in [state, next] {
+            let all = (state.part(), state.role(), state.is_watched(), state.library());
+            assert_eq!(all, (FdPart::Connection as u8, FdRole::Bind as u8, true, 2));
+        }
+        assert!(next != state && next.following(next) != next);
+        assert!(!FdState::new(1, 1, false, 0).is_watched());
+    }
+
+    #[test]
     fn records_have_no_hidden_padding() {
         assert_eq!(size_of::<FdKey>(), 8);
-        assert_eq!(size_of::<FdOwner>(), 24);
-        assert_eq!(size_of::<WatcherConfig>(), 12);
-        assert_eq!(size_of::<FdConfig>(), 8 + 12 * MAX_WATCHERS);
+        assert_eq!(size_of::<FdOwner>(), 32);
+        assert_eq!(size_of::<WatcherConfig>(), 14);
+        assert_eq!(size_of::<FdConfig>(), 8 + 14 * MAX_WATCHERS);
         assert_eq!(size_of::<FdAddress>(), 40 + MAX_PATH_BYTES);
         assert_eq!(size_of::<FdRecord>(), 48 + size_of::<FdAddress>() + 4);
         assert_eq!(size_of::<SocketLayout>(), 17 * 4);

@@ -63,6 +63,25 @@ pub unsafe fn claim(word: *mut u64, value: u64) -> bool {
     before == 0
 }
 
+/// Sets a word that is `expected` to `value`; false when it was not. Needs Linux 5.12 (`BPF_CMPXCHG`).
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub unsafe fn exchange(word: *mut u64, expected: u64, value: u64) -> bool {
+    let before: u64;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {value})",
+            word = in(reg) word,
+            value = in(reg) value,
+            inout("r0") expected => before,
+        );
+    }
+    before == expected
+}
+
 /// The same value, of which the compiler knows nothing: else it drops the comparison that only the
 /// verifier needs.
 #[inline(always)]

@@ -12,7 +12,7 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, pt_regs},
+    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns,
         generated::{bpf_get_current_task, bpf_probe_read_kernel},
@@ -22,14 +22,15 @@ use aya_ebpf::{
 };
 use tracer_common::{
     fds::{
-        ClassKey, FdAction, FdAddress, FdConfig, FdKey, FdOwner, FdPart, FdRecord, FdRole, SocketLayout, UNKNOWN_TYPE,
-        WatcherConfig,
+        ClassKey, FdAction, FdAddress, FdConfig, FdKey, FdOwner, FdPart, FdRecord, FdRole, FdState, SocketLayout,
+        UNKNOWN_TYPE, WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
     record::{CLOSED_SOCKET_TAG, Loss, RecordKind, SOCKET_TAG, SocketAddress},
 };
 
 use crate::{
+    atomic::exchange,
     maps::{CLASSES, EVENTS, FD_TARGETS, FDS, NO_WAKEUP, REOPENED, follow_fds, lose},
     memory::{read_kernel, read_user},
 };
@@ -117,7 +118,8 @@ struct Change {
 impl Change {
     #[inline(always)]
     fn new(action: FdAction, fd: i32, owner: &FdOwner) -> Self {
-        let FdOwner { handle, part, role, library, .. } = *owner;
+        let FdOwner { state, handle, .. } = *owner;
+        let (part, role, library) = (state.part(), state.role(), state.library());
         let (action, socket_type) = (action as u8, UNKNOWN_TYPE);
         Self { action, part, role, library, socket_type, fd, listener: -1, socket_id: 0, handle }
     }
@@ -136,26 +138,62 @@ impl Caller {
         FdKey { tgid: (self.pid_tgid >> 32) as u32, fd }
     }
 
-    /// Whose the fd is, as far as this program of the process has it.
+    /// Where it is noted whose the fd is.
     #[inline(always)]
-    fn owner(&self, fd: i32) -> Option<FdOwner> {
-        // SAFETY: plain words that are copied at once.
-        let owner = unsafe { FDS.get(&self.key(fd)) }.copied()?;
-        (owner.program == self.program).then_some(owner)
+    fn slot(&self, fd: i32) -> Option<*mut FdOwner> {
+        FDS.get_ptr_mut(&self.key(fd))
     }
 
+    /// The same, made if need be.
     #[inline(always)]
-    fn enter(&self, fd: i32, owner: &FdOwner) {
-        if FDS.insert(&self.key(fd), owner, BPF_ANY.into()).is_err() {
+    fn new_slot(&self, fd: i32) -> Option<*mut FdOwner> {
+        let key = self.key(fd);
+        if let Some(slot) = FDS.get_ptr_mut(&key) {
+            return Some(slot);
+        }
+        // Another thread may be quicker.
+        let _ = FDS.insert(&key, &FdOwner::default(), BPF_NOEXIST.into());
+        let slot = FDS.get_ptr_mut(&key);
+        if slot.is_none() {
             lose(Loss::FdTableFull);
         }
+        slot
     }
 
+    /// Whose the fd is, and the word that says whether that has changed. What an earlier program of the process had is
+    /// nobody's.
     #[inline(always)]
-    fn forget(&self, fd: i32) {
-        let _ = FDS.remove(&self.key(fd));
+    fn owner(&self, slot: *mut FdOwner) -> (FdOwner, FdState) {
+        // SAFETY: a live map value. The state first, and volatile, since other CPUs change it: where it is still the same
+        // when it is replaced, so was the rest.
+        let owner = unsafe {
+            let state = FdState(core::ptr::read_volatile(&raw const (*slot).state.0));
+            FdOwner { state, ..core::ptr::read_volatile(slot) }
+        };
+        if owner.program == self.program { (owner, owner.state) } else { (FdOwner::default(), owner.state) }
+    }
+
+    /// Makes the fd another one's, unless that has changed since `before`: then false.
+    #[inline(always)]
+    fn replace(&self, slot: *mut FdOwner, before: FdState, state: FdState, handle: u64, file: u64) -> bool {
+        // Until the rest is written, it must look as if it were nobody's to take.
+        let busy = FdState::new(0, 0, true, 0).following(before);
+        // SAFETY: a live map value, which is ours when the exchange succeeds.
+        unsafe {
+            if !exchange(&raw mut (*slot).state.0, before.0, busy.0) {
+                return false;
+            }
+            core::ptr::write_volatile(&raw mut (*slot).handle, handle);
+            core::ptr::write_volatile(&raw mut (*slot).file, file);
+            core::ptr::write_volatile(&raw mut (*slot).program, self.program);
+            core::ptr::write_volatile(&raw mut (*slot).state.0, state.following(busy).0);
+        }
+        true
     }
 }
+
+/// How often it is tried to replace an owner that another thread replaces meanwhile.
+const TRIES: u32 = 4;
 
 /// Every system call of the machine comes by here when it returns: what is cheap and turns most away goes first.
 #[raw_tracepoint(tracepoint = "sys_exit")]
@@ -215,56 +253,83 @@ pub fn socket_opened(tgid: u32, handle: u64, generation: u32) {
 pub fn mailbox_told(pid_tgid: u64, handle: u64, library: u8, address: u64) {
     let Some(config) = FD_TARGETS.get_ptr(&((pid_tgid >> 32) as u32)) else { return };
     // SAFETY: a live map value.
-    let program = unsafe { (*config).program };
-    let caller = Caller { pid_tgid, program, is_seeded: true };
+    let config = unsafe { &*config };
+    let caller = Caller { pid_tgid, program: config.program, is_seeded: true };
     let Some(fd) = read_user::<i32>(address) else { return };
-    if fd < 0 || caller.owner(fd).is_some_and(|owner| owner.part == MAILBOX) {
+    if fd < 0 {
         return;
     }
-    let owner = FdOwner { handle, file: 0, program, part: MAILBOX, role: 0, watched: 1, library };
-    caller.enter(fd, &owner);
-    send(&caller, &Change::new(FdAction::Added, fd, &owner));
+    let Some(slot) = caller.new_slot(fd) else { return };
+    let (before, word) = caller.owner(slot);
+    let state = FdState::new(MAILBOX, 0, true, library);
+    let is_known = before.state.is_watched() && before.state.part() == MAILBOX && before.handle == handle;
+    if is_known || !caller.replace(slot, word, state, handle, 0) {
+        return;
+    }
+    let mut change = Change::new(FdAction::Added, fd, &FdOwner { state, handle, ..before });
+    for watcher in &config.watchers {
+        if watcher.part == 0 {
+            break;
+        }
+        if watcher.library == library && has_tag(watcher, handle) {
+            describe(watcher, handle, &mut change);
+            change.part = MAILBOX;
+            break;
+        }
+    }
+    send(&caller, &change, now());
 }
 
-/// An ADD, or a MOD by which we learn of what was there before us and userspace could not read: until it has tried,
-/// there is nothing to be learnt.
+/// An ADD; or a MOD, by which we learn of what an ADD left in doubt, and of what was there before us and userspace could
+/// not read: until it has tried, there is nothing to be learnt of that.
 #[inline(always)]
 fn added(caller: &Caller, config: &FdConfig, is_new: bool, fd: i32, event: u64) {
-    let before = caller.owner(fd).unwrap_or_default();
-    if !is_new && (before.watched != 0 || !caller.is_seeded) {
+    let known = caller.slot(fd);
+    if !is_new && (!caller.is_seeded || known.is_some_and(|slot| caller.owner(slot).0.state.is_watched())) {
         return;
     }
     let Some(object) = watcher(fd, event) else { return };
+    let entry = if is_new { 0 } else { event - ENTRY_EVENT };
     let mut found = Change::new(FdAction::Added, fd, &FdOwner::default());
-    if !identify(caller, config, object, &mut found) {
+    if !identify(caller, config, &Object { address: object, entry }, &mut found) {
         return;
     }
-    let file = file_at(fd);
-    found.role = match found.part {
+    take(caller, &mut found, true);
+}
+
+/// Gives a fd to a socket. The one that had its number before may not be known to be closed yet, if another thread's
+/// close of it has not come by here.
+#[inline(never)]
+fn take(caller: &Caller, found: &mut Change, is_watched: bool) {
+    let Some(slot) = caller.new_slot(found.fd) else { return };
+    let file = file_at(found.fd);
+    let role = match found.part {
         LISTENER => FdRole::Bind as u8,
         CONNECTER => FdRole::Connect as u8,
-        _ => 0,
+        _ => found.role,
     };
-    if before.watched == 0 && before.handle != 0 {
-        let goes_on = before.handle == found.handle && before.file == file && before.part != LISTENER;
-        if goes_on && found.part == CONNECTION {
-            found.role = before.role;
-        } else if !goes_on {
-            // Its close has not come by here yet.
-            send(caller, &Change::new(FdAction::Closed, fd, &before));
+    for _ in 0..TRIES {
+        let (before, word) = caller.owner(slot);
+        let was_left = !before.state.is_watched() && before.handle != 0;
+        // A connecter's that becomes an engine's, or one that was accepted.
+        let goes_on = is_watched
+            && found.part == CONNECTION
+            && before.state.part() != LISTENER
+            && before.handle == found.handle
+            && before.file == file;
+        found.role = if was_left && goes_on { before.state.role() } else { role };
+        let state = FdState::new(found.part, found.role, is_watched, found.library);
+        // What is watched may be closed without our help only when it has been removed, which notes the file.
+        let noted = if is_watched { 0 } else { file };
+        if caller.replace(slot, word, state, found.handle, noted) {
+            if was_left && !goes_on {
+                send(caller, &Change::new(FdAction::Closed, found.fd, &before), now());
+            }
+            send(caller, found, now());
+            return;
         }
     }
-    let owner = FdOwner {
-        handle: found.handle,
-        file: 0,
-        program: caller.program,
-        part: found.part,
-        role: found.role,
-        watched: 1,
-        library: found.library,
-    };
-    caller.enter(fd, &owner);
-    send(caller, &found);
+    lose(Loss::FdTableFull);
 }
 
 const LISTENER: u8 = FdPart::Listener as u8;
@@ -274,60 +339,57 @@ const MAILBOX: u8 = FdPart::Mailbox as u8;
 
 #[inline(always)]
 fn removed(caller: &Caller, fd: i32, event: u64) {
-    let known = caller.owner(fd);
-    if known.is_none() && caller.is_seeded {
-        return;
-    }
-    let mut owner = known.unwrap_or_default();
-    if known.is_some() && owner.watched == 0 {
-        return;
-    }
     // A program's own epoll may watch it, too.
     if watcher(fd, event).is_none() {
         return;
     }
-    owner.program = caller.program;
-    owner.watched = 0;
-    owner.file = file_at(fd);
-    if owner.part == MAILBOX {
-        caller.forget(fd);
-    } else {
-        caller.enter(fd, &owner);
+    let slot = if caller.is_seeded { caller.slot(fd) } else { caller.new_slot(fd) };
+    let Some(slot) = slot else { return };
+    let (before, word) = caller.owner(slot);
+    if !before.state.is_watched() && (before.handle != 0 || caller.is_seeded) {
+        return;
     }
-    send(caller, &Change::new(FdAction::Removed, fd, &owner));
+    // Of a mailbox that was all: nothing comes of it.
+    let handle = if before.state.part() == MAILBOX { 0 } else { before.handle };
+    let state = FdState::new(before.state.part(), before.state.role(), false, before.state.library());
+    if caller.replace(slot, word, state, handle, file_at(fd)) {
+        send(caller, &Change::new(FdAction::Removed, fd, &before), now());
+    }
 }
 
 /// A listener's fd gave birth to another one.
 #[inline(always)]
 fn accepted(caller: &Caller, listener: i32, fd: i32) {
-    let Some(by) = caller.owner(listener) else { return };
-    if by.part != LISTENER || by.watched == 0 {
+    let Some(slot) = caller.slot(listener) else { return };
+    let (by, _) = caller.owner(slot);
+    if by.state.part() != LISTENER || !by.state.is_watched() {
         return;
     }
-    let before = caller.owner(fd).unwrap_or_default();
-    if before.watched == 0 && before.handle != 0 {
-        // Its close has not come by here yet.
-        send(caller, &Change::new(FdAction::Closed, fd, &before));
-    }
-    let role = FdRole::Bind as u8;
-    let owner = FdOwner { file: file_at(fd), part: CONNECTION, role, watched: 0, ..by };
-    caller.enter(fd, &owner);
-    send(caller, &Change { listener, ..Change::new(FdAction::Accepted, fd, &owner) });
+    let mut change = Change::new(FdAction::Accepted, fd, &by);
+    (change.part, change.listener) = (CONNECTION, listener);
+    take(caller, &mut change, false);
 }
 
 #[inline(always)]
 fn closed(caller: &Caller, fd: i32) {
-    let Some(owner) = caller.owner(fd) else { return };
+    let Some(slot) = caller.slot(fd) else { return };
+    // The number may be given away at any moment. The stamp is from before, if it is not yet; who takes it stamps
+    // afterwards.
+    let ts_ns = now();
+    let (before, word) = caller.owner(slot);
     // What is watched is not closed: the number is somebody else's by now. So it is if that file is open.
-    if owner.watched != 0 || (owner.file != 0 && owner.file == file_at(fd)) {
+    if before.state.is_watched() || before.handle == 0 || (before.file != 0 && before.file == file_at(fd)) {
         return;
     }
-    if owner.handle != 0 {
-        caller.forget(fd);
-        send(caller, &Change::new(FdAction::Closed, fd, &owner));
-    } else if caller.is_seeded {
-        caller.forget(fd);
+    if caller.replace(slot, word, FdState::default(), 0, 0) {
+        send(caller, &Change::new(FdAction::Closed, fd, &before), ts_ns);
     }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a helper without precondition.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// The object that watches a fd, if it is one of libzmq's, which passes the `epoll_event` inside its poll entry.
@@ -338,16 +400,25 @@ fn watcher(fd: i32, event: u64) -> Option<u64> {
     (entry.fd == fd && entry.itself == address).then_some(entry.object)
 }
 
+/// An object that watches a fd.
+struct Object {
+    /// Of its base class `i_poll_events`.
+    address: u64,
+    /// The address of its poll entry; 0: it does not have that yet.
+    entry: u64,
+}
+
 /// Asks an object whose it is, and of which of the build's classes.
 ///
-/// The class tells where its fields are, and the fields must make sense: the fd, and a pointer to something with the tag
-/// of a socket. Those of its true class always do. Another one's may, too, since memory that was used before is full of
-/// pointers to live sockets (up to 4.3.2 an engine has its fd where a connecter has its, and what stands for a
-/// connecter's socket is room for a message, not yet used). So a class is learnt, by its table of virtual functions,
-/// when no other one fits, which is so soon; until then the first that fits is taken.
+/// The class tells where its fields are, and the fields must make sense: the fd, a pointer to something with the tag of
+/// a socket, after the ADD also the poll entry. Those of its true class always do. Before there is an entry another
+/// one's may, too, since memory that was used before is full of pointers to live sockets (up to 4.3.2 an engine has its
+/// fd where a connecter has its, and what stands for a connecter's socket is room for a message, not yet used). So
+/// nothing is said while several classes fit: the entry will tell, at the MOD that follows. The class is then known by
+/// its table of virtual functions.
 #[inline(never)]
-fn identify(caller: &Caller, config: &FdConfig, object: u64, found: &mut Change) -> bool {
-    let Some(table) = read_user::<u64>(object) else { return false };
+fn identify(caller: &Caller, config: &FdConfig, object: &Object, found: &mut Change) -> bool {
+    let Some(table) = read_user::<u64>(object.address) else { return false };
     let key = ClassKey { table, tgid: (caller.pid_tgid >> 32) as u32, program: caller.program };
     // SAFETY: plain words that are copied at once.
     if let Some(class) = unsafe { CLASSES.get(&key) }.copied() {
@@ -355,7 +426,7 @@ fn identify(caller: &Caller, config: &FdConfig, object: u64, found: &mut Change)
         describe(&class, handle, found);
         return true;
     }
-    let (mut first, mut socket, mut is_only) = (WatcherConfig::default(), 0, true);
+    let (mut class, mut socket) = (WatcherConfig::default(), 0);
     for index in 0..MAX_WATCHERS {
         let Some(watcher) = config.watchers.get(index) else { break };
         if watcher.part == 0 {
@@ -363,32 +434,39 @@ fn identify(caller: &Caller, config: &FdConfig, object: u64, found: &mut Change)
         }
         if let Some(handle) = socket_of(watcher, object, found.fd) {
             if socket != 0 {
-                is_only = false;
-                break;
+                return false;
             }
-            (first, socket) = (*watcher, handle);
+            (class, socket) = (*watcher, handle);
         }
     }
     if socket == 0 {
         return false;
     }
-    if is_only {
-        // Where there is no room, it is found out again.
-        let _ = CLASSES.insert(&key, &first, BPF_ANY.into());
-    }
-    describe(&first, socket, found);
+    // Where there is no room, it is found out again.
+    let _ = CLASSES.insert(&key, &class, BPF_ANY.into());
+    describe(&class, socket, found);
     true
 }
 
 /// The socket of an object, if that can be of this class.
 #[inline(always)]
-fn socket_of(watcher: &WatcherConfig, object: u64, fd: i32) -> Option<u64> {
-    if read_user::<i32>(object.wrapping_add(u64::from(watcher.fd))) != Some(fd) {
+fn socket_of(watcher: &WatcherConfig, object: &Object, fd: i32) -> Option<u64> {
+    if read_user::<i32>(object.address.wrapping_add(u64::from(watcher.fd))) != Some(fd) {
         return None;
     }
-    let handle = read_user::<u64>(object.wrapping_add(u64::from(watcher.socket)))?;
-    let tag = read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag)))?;
-    (tag == SOCKET_TAG || tag == CLOSED_SOCKET_TAG).then_some(handle)
+    let entry = object.address.wrapping_add(u64::from(watcher.entry));
+    if object.entry != 0 && read_user::<u64>(entry) != Some(object.entry) {
+        return None;
+    }
+    let handle = read_user::<u64>(object.address.wrapping_add(u64::from(watcher.socket)))?;
+    has_tag(watcher, handle).then_some(handle)
+}
+
+/// Whether a socket is at an address, its build being that of the class.
+#[inline(always)]
+fn has_tag(watcher: &WatcherConfig, handle: u64) -> bool {
+    let tag = read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag)));
+    tag == Some(SOCKET_TAG) || tag == Some(CLOSED_SOCKET_TAG)
 }
 
 #[inline(always)]
@@ -401,7 +479,7 @@ fn describe(watcher: &WatcherConfig, handle: u64, found: &mut Change) {
 }
 
 #[inline(never)]
-fn send(caller: &Caller, change: &Change) {
+fn send(caller: &Caller, change: &Change, ts_ns: u64) {
     let tgid = (caller.pid_tgid >> 32) as u32;
     let Some(mut entry) = EVENTS.reserve::<FdRecord>(0) else {
         lose(Loss::FdRingFull);
@@ -417,7 +495,7 @@ fn send(caller: &Caller, change: &Change) {
         (*record).library = change.library;
         (*record).socket_type = change.socket_type;
         (*record).family = 0;
-        (*record).ts_ns = bpf_ktime_get_ns();
+        (*record).ts_ns = ts_ns;
         (*record).tgid = tgid;
         (*record).tid = caller.pid_tgid as u32;
         (*record).fd = change.fd;

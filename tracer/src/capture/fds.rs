@@ -11,7 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use aya::maps::{HashMap, MapData};
 use tracer_common::{
     fds::{
-        FdAction, FdAddress, FdConfig, FdKey, FdOwner, FdPart as RawPart, FdRecord, FdRole, UNKNOWN_TYPE, WatcherConfig,
+        FdAction, FdAddress, FdConfig, FdKey, FdOwner, FdPart as RawPart, FdRecord, FdRole, FdState, UNKNOWN_TYPE,
+        WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
 };
@@ -45,6 +46,7 @@ impl Follower {
     /// When there is no room for another process.
     pub fn begin(&mut self, process: &Process) -> Result<(), String> {
         let program = self.config(process.pid).map_or(0, |config| config.program);
+        self.forget(process.pid);
         let candidates = process.libraries.iter().zip(0u8..).flat_map(|(library, index)| {
             let fits = move |layout: &&Layout| library.version.is_some_and(|version| layout.fits(version));
             layouts::all().iter().filter(fits).map(move |layout| (index, layout))
@@ -61,16 +63,11 @@ impl Follower {
         for context in contexts() {
             for socket in &context.sockets {
                 let owner = |part: RawPart, role: Option<Role>| FdOwner {
+                    state: FdState::new(part as u8, role.map_or(0, raw_role), true, context.library),
                     handle: socket.handle,
                     file: 0,
                     program: config.program,
-                    part: part as u8,
-                    role: role.map_or(0, |role| match role {
-                        Role::Bind => FdRole::Bind as u8,
-                        Role::Connect => FdRole::Connect as u8,
-                    }),
-                    watched: 1,
-                    library: context.library,
+                    padding: 0,
                 };
                 let bound = socket.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind));
                 let listeners =
@@ -103,6 +100,18 @@ impl Follower {
     /// The process has ended.
     pub fn end(&mut self, pid: u32) {
         let _ = self.targets.remove(&pid);
+        self.forget(pid);
+    }
+
+    /// Makes room: what an earlier program of the process had.
+    fn forget(&mut self, pid: u32) {
+        let program = self.config(pid).map(|config| config.program);
+        let keys: Vec<FdKey> = self.fds.keys().flatten().filter(|key| key.tgid == pid).collect();
+        for key in keys {
+            if self.fds.get(&key, 0).is_ok_and(|owner| Some(owner.program) != program) {
+                let _ = self.fds.remove(&key);
+            }
+        }
     }
 
     fn config(&self, pid: u32) -> Option<FdConfig> {
@@ -110,25 +119,35 @@ impl Follower {
     }
 }
 
-/// The classes that watch fds, engines last: what lies behind the end of a smaller object may look like an engine's
-/// socket.
+const fn raw_role(role: Role) -> u8 {
+    match role {
+        Role::Bind => FdRole::Bind as u8,
+        Role::Connect => FdRole::Connect as u8,
+    }
+}
+
+/// The classes that watch fds.
 fn watchers<'a>(layouts: impl Iterator<Item = (u8, &'a Layout)>) -> [WatcherConfig; MAX_WATCHERS] {
     let mut rows: Vec<WatcherConfig> = Vec::new();
     for (library, layout) in layouts {
-        let connecter = (layout.connecter_s, layout.connecter_socket, layout.connecter_events);
-        let tcp = (layout.tcp_listener_s, layout.tcp_listener_socket, layout.tcp_listener_events);
-        let ipc = (layout.ipc_listener_s, layout.ipc_listener_socket, layout.ipc_listener_events);
+        let connecter = [layout.connecter_s, layout.connecter_handle, layout.connecter_socket, layout.connecter_events];
+        let tcp =
+            [layout.tcp_listener_s, layout.tcp_listener_handle, layout.tcp_listener_socket, layout.tcp_listener_events];
+        let ipc =
+            [layout.ipc_listener_s, layout.ipc_listener_handle, layout.ipc_listener_socket, layout.ipc_listener_events];
+        let engine = [layout.engine_s, layout.engine_handle, layout.engine_socket, 0];
         let classes = [
             (RawPart::Connecter, connecter),
             (RawPart::Listener, tcp),
             (RawPart::Listener, ipc),
-            (RawPart::Connection, (layout.engine_s, layout.engine_socket, 0)),
+            (RawPart::Connection, engine),
         ];
-        for (part, (fd, socket, events)) in classes {
+        for (part, [fd, entry, socket, events]) in classes {
             let row = WatcherConfig {
                 part: part as u8,
                 library,
                 fd: (fd - events) as u16,
+                entry: (entry - events) as u16,
                 socket: (socket - events) as u16,
                 tag: layout.socket_tag as u16,
                 socket_type: layout.opt_type as u16,
@@ -139,8 +158,6 @@ fn watchers<'a>(layouts: impl Iterator<Item = (u8, &'a Layout)>) -> [WatcherConf
             }
         }
     }
-    // Stable: the layouts stay in their order.
-    rows.sort_by_key(|row| row.part == RawPart::Connection as u8);
     let mut watchers = [WatcherConfig::default(); MAX_WATCHERS];
     watchers.iter_mut().zip(rows).for_each(|(slot, row)| *slot = row);
     watchers
@@ -165,8 +182,7 @@ pub fn change(record: &FdRecord) -> Option<FdChange> {
                 RawPart::Connection => FdPart::Connection,
                 RawPart::Mailbox => FdPart::Mailbox,
             };
-            let role = [(FdRole::Bind as u8, Role::Bind), (FdRole::Connect as u8, Role::Connect)];
-            let role = role.into_iter().find(|(byte, _)| *byte == record.role).map(|(_, role)| role);
+            let role = [Role::Bind, Role::Connect].into_iter().find(|role| raw_role(*role) == record.role);
             Change::Added { socket, part, role, local, remote }
         }
         FdAction::Accepted => Change::Accepted { socket, listener: record.listener, local, remote },
@@ -208,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_layouts_of_a_release_have_room_twice_and_connecters_come_before_engines() {
+    fn all_layouts_of_a_release_have_room_twice() {
         for version in ["4.1.6", "4.2.5", "4.3.1", "4.3.2", "4.3.4", "4.3.5"] {
             let version = version.parse().expect("a version");
             let layouts = || layouts::all().iter().filter(|layout| layout.fits(version));
@@ -216,7 +232,6 @@ mod tests {
                 watchers([0u8, 1].into_iter().flat_map(|library| layouts().map(move |layout| (library, layout))));
             let used: Vec<_> = rows.iter().take_while(|row| row.part != 0).collect();
             assert!(used.len() > 8 && used.len() < MAX_WATCHERS, "{version}: {}", used.len());
-            assert!(used.is_sorted_by_key(|row| row.part == RawPart::Connection as u8));
         }
     }
 

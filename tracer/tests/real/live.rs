@@ -192,7 +192,8 @@ fn every_fd_that_comes_and_goes_in_python() {
     }
 }
 
-/// A socket's own fd is known once the program has asked for it, and no longer than it is the socket's.
+/// A socket's own fd is known once the program has asked for it, and no longer than it is the socket's. The names come
+/// with the fds: no other call is looked at.
 #[test]
 fn mailboxes_that_a_program_asks_for() {
     let Some(mut workload) = Workload::python("live.py", &[]) else { return };
@@ -217,6 +218,8 @@ fn mailboxes_that_a_program_asks_for() {
     assert_eq!(told, asked[4..], "mailboxes");
     let removed = changes.iter().filter(|change| mailbox(change) && change["change"] == "removed").count();
     assert!(removed >= asked.len(), "{removed} of {}", asked.len());
+    let unnamed = changes.iter().find(|change| text(change, "socket").starts_with('?'));
+    assert_eq!(unnamed, None);
 }
 
 /// What was there before is known, too: at the end of the program all of it goes.
