@@ -244,7 +244,9 @@ impl Mailboxes {
                 let waits = !sockets.is_empty() || context.is_some();
                 waits.then_some(Candidate { thread, sockets, context, fds, is_doubtful: false })
             }
-            number::EPOLL_WAIT | number::EPOLL_PWAIT => {
+            // libzmq's own threads wait for no mailbox of a socket's but closed ones. Their epolls are large, and reading
+            // what they watch keeps them waiting. The names are those of 4.3 and later.
+            number::EPOLL_WAIT | number::EPOLL_PWAIT if !thread.name.starts_with("ZMQbg/") => {
                 let sockets = self.watched_by_a_loop(memory, pid, thread.args[0] as i32);
                 (!sockets.is_empty()).then_some(Candidate {
                     thread,
@@ -266,11 +268,12 @@ impl Mailboxes {
     fn watched_by_a_loop(&self, memory: &Memory, pid: u32, epoll: i32) -> Vec<u64> {
         let fdinfo = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
         let watched = inspect::parse_fdinfo(&fdinfo).into_iter();
-        let of_program = watched.filter(|watched| {
+        let mailboxes = watched.filter_map(|watched| Some((watched, *self.sockets.get(&watched.fd)?)));
+        let of_program = mailboxes.filter(|(watched, _)| {
             let itself = watched.data.checked_add(8).and_then(|at| memory.read_u64(at).ok());
             itself != Some(watched.data)
         });
-        of_program.filter_map(|watched| self.sockets.get(&watched.fd)).copied().collect()
+        of_program.map(|(_, socket)| socket).collect()
     }
 }
 
