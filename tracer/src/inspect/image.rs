@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 
 use rustc_hash::FxHashMap;
 
-use crate::target::Memory;
+use crate::target::{MAX_PARTS, Memory};
 
 /// Bytes of a block: a part of a page.
 pub const BLOCK_BYTES: usize = 512;
@@ -16,8 +16,6 @@ pub const BLOCK_BYTES: usize = 512;
 const BLOCKS_AT_ONCE: u64 = 4;
 /// Blocks that are kept, 32 MiB; beyond it all are dropped and read anew.
 const MAX_BLOCKS: usize = 64 << 10;
-/// Blocks that one system call fetches at most: IOV_MAX of linux/uio.h (UIO_MAXIOV).
-const MAX_SCATTERED: usize = 1024;
 
 /// What one look may cost, whatever the memory says: it bounds the look's time and our memory. A process with 4,000
 /// connections takes about a tenth of it.
@@ -121,22 +119,10 @@ impl<'source> Image<'source> {
         missing.retain(|number| !blocks.numbers.contains_key(number));
         // What does not fit is fetched when it is needed.
         missing.truncate(MAX_BLOCKS.saturating_sub(blocks.numbers.len()));
-        let mut buffer = vec![[0; BLOCK_BYTES]; missing.len().min(MAX_SCATTERED)];
         let mut rest = &missing[..];
         while !rest.is_empty() {
-            let part = &rest[..rest.len().min(MAX_SCATTERED)];
-            if self.spend(|left| &mut left.fetches, part.len() as u64).is_none() {
-                return;
-            }
-            let addresses: Vec<u64> = part.iter().map(|number| number * BLOCK_BYTES as u64).collect();
-            let read = self.source.read_blocks(&addresses, &mut buffer[..part.len()]).min(part.len());
-            for (number, block) in part.iter().zip(&buffer[..read]) {
-                blocks.insert(*number, Some(block));
-            }
-            if let Some(unreadable) = part.get(read) {
-                blocks.insert(*unreadable, None);
-            }
-            rest = &rest[(read + 1).min(part.len())..];
+            let Some(tried) = self.fetch(&mut blocks, rest) else { return };
+            rest = &rest[tried..];
         }
     }
 
@@ -199,17 +185,24 @@ impl<'source> Image<'source> {
         }
         let last = at(number, BLOCKS_AT_ONCE - 1).min(u64::MAX / BLOCK_BYTES as u64);
         let wanted: Vec<u64> = (number..=last).take_while(|number| !blocks.numbers.contains_key(number)).collect();
-        self.spend(|left| &mut left.fetches, wanted.len() as u64)?;
-        let addresses: Vec<u64> = wanted.iter().map(|number| number * BLOCK_BYTES as u64).collect();
-        let mut buffer = [[0; BLOCK_BYTES]; BLOCKS_AT_ONCE as usize];
-        let read = self.source.read_blocks(&addresses, &mut buffer[..wanted.len()]).min(wanted.len());
-        for (number, block) in wanted.iter().zip(&buffer[..read]) {
-            blocks.insert(*number, Some(block));
+        self.fetch(&mut blocks, &wanted)?;
+        let place = *blocks.numbers.get(&number)?;
+        blocks.at(place).map(take)
+    }
+
+    /// Fetches the first of some blocks, with one call, up to one that cannot be read. How many were tried; `None`: that
+    /// would have cost too much.
+    fn fetch(&self, blocks: &mut Blocks, numbers: &[u64]) -> Option<usize> {
+        let room = blocks.room();
+        let numbers = &numbers[..numbers.len().min(room.len())];
+        self.spend(|left| &mut left.fetches, numbers.len() as u64)?;
+        let addresses: Vec<u64> = numbers.iter().map(|number| number * BLOCK_BYTES as u64).collect();
+        let read = self.source.read_blocks(&addresses, &mut room[..numbers.len()]).min(numbers.len());
+        blocks.enter(&numbers[..read]);
+        if let Some(unreadable) = numbers.get(read) {
+            blocks.numbers.insert(*unreadable, None);
         }
-        if read == 0 {
-            blocks.insert(number, None);
-        }
-        (read > 0).then(|| take(&buffer[0]))
+        Some((read + 1).min(numbers.len()))
     }
 
     fn spend(&self, part: impl FnOnce(&mut Budget) -> &mut u64, amount: u64) -> Option<()> {
@@ -230,35 +223,36 @@ impl<'source> Image<'source> {
 struct Blocks {
     /// Where a block is; `None`: it cannot be read.
     numbers: FxHashMap<u64, Option<u32>>,
-    slabs: Vec<Vec<Block>>,
+    slabs: Vec<Box<[Block]>>,
+    /// Blocks in the slabs that hold something.
+    used: usize,
 }
 
 impl Blocks {
-    const SLAB: usize = 1024;
+    /// As many as one call fetches at most.
+    const SLAB: usize = MAX_PARTS;
 
     fn at(&self, place: Option<u32>) -> Option<&Block> {
         let place = place? as usize;
         self.slabs.get(place / Self::SLAB)?.get(place % Self::SLAB)
     }
 
-    fn insert(&mut self, number: u64, block: Option<&Block>) {
-        let place = block.map(|block| {
-            if self.slabs.last().is_none_or(|slab| slab.len() == Self::SLAB) {
-                self.slabs.push(Vec::with_capacity(Self::SLAB));
-            }
-            let full = self.slabs.len().saturating_sub(1) * Self::SLAB;
-            let slab = self.slabs.last_mut().map(|slab| {
-                slab.push(*block);
-                slab.len() - 1
-            });
-            (full + slab.unwrap_or_default()) as u32
-        });
-        self.numbers.insert(number, place);
+    /// Where the next blocks are to be put.
+    fn room(&mut self) -> &mut [Block] {
+        if self.used == self.slabs.len() * Self::SLAB {
+            self.slabs.push(vec![[0; BLOCK_BYTES]; Self::SLAB].into_boxed_slice());
+        }
+        self.slabs.last_mut().map_or(&mut [], |slab| &mut slab[self.used % Self::SLAB..])
+    }
+
+    /// Enters blocks that were put there.
+    fn enter(&mut self, numbers: &[u64]) {
+        self.numbers.extend(numbers.iter().zip(self.used..).map(|(number, place)| (*number, Some(place as u32))));
+        self.used += numbers.len();
     }
 
     fn clear(&mut self) {
-        self.numbers.clear();
-        self.slabs.clear();
+        *self = Self::default();
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 const PAGE_BYTES: usize = 4096;
 
 /// Parts that one call reads at most: IOV_MAX of linux/uio.h (UIO_MAXIOV).
-const MAX_PARTS: usize = 1024;
+pub const MAX_PARTS: usize = 1024;
 
 /// The memory of a process.
 #[derive(Debug, Clone, Copy)]
@@ -42,16 +42,22 @@ impl Memory {
         self.read(0, &mut [0]).is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))
     }
 
-    /// Fills `buffer` with parts of `len` bytes from as many addresses, none of which crosses a page, up to the first
-    /// one that cannot be read, and returns how much that was. At most 1024 parts are read.
+    /// Fills `buffer` with parts of `len` bytes from as many addresses, none of which crosses a page, up to the
+    /// first one that cannot be read, and returns how much that was. At most 1024 parts are read.
     pub fn read_scattered(&self, addresses: &[u64], len: usize, buffer: &mut [u8]) -> usize {
-        let part = |address: &u64| libc::iovec { iov_base: *address as *mut _, iov_len: len };
-        let parts: Vec<_> = addresses.iter().take(MAX_PARTS.min(buffer.len() / len.max(1))).map(part).collect();
-        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: parts.len() * len };
-        let remote = (parts.as_ptr(), parts.len() as libc::c_ulong);
-        // SAFETY: `local` is a live buffer of at least that length; the kernel checks the remote addresses.
-        let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, remote.0, remote.1, 0) };
-        usize::try_from(read).unwrap_or(0)
+        let mut parts: Vec<libc::iovec> = Vec::with_capacity(MAX_PARTS.min(addresses.len()));
+        for address in addresses.iter().take(MAX_PARTS.min(buffer.len() / len.max(1))) {
+            // The kernel looks a page up for each part: those that lie side by side in one are read as one.
+            match parts.last_mut() {
+                Some(last)
+                    if *address % PAGE_BYTES as u64 != 0 && last.iov_base as u64 + last.iov_len as u64 == *address =>
+                {
+                    last.iov_len += len;
+                }
+                _ => parts.push(libc::iovec { iov_base: *address as *mut _, iov_len: len }),
+            }
+        }
+        self.read_parts(&parts, buffer)
     }
 
     /// Fills `buffer` from `address` up to the first page that cannot be read, and returns how much that was.
@@ -64,9 +70,15 @@ impl Memory {
             pages.push(libc::iovec { iov_base: start as *mut _, iov_len: len });
             offset += len;
         }
-        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: offset };
-        let remote = (pages.as_ptr(), pages.len() as libc::c_ulong);
-        // SAFETY: `local` is a live buffer of at least that length; the kernel checks the remote addresses.
+        self.read_parts(&pages, buffer)
+    }
+
+    /// Fills `buffer` from parts of pages, at most [`MAX_PARTS`], up to the first one that cannot be read or has no room.
+    fn read_parts(&self, parts: &[libc::iovec], buffer: &mut [u8]) -> usize {
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let remote = (parts.as_ptr(), parts.len() as libc::c_ulong);
+        // SAFETY: `local` is a live buffer of that length, beyond which nothing is written; the kernel checks the remote
+        // addresses.
         let read = unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, remote.0, remote.1, 0) };
         usize::try_from(read).unwrap_or(0)
     }

@@ -31,7 +31,7 @@ use self::elf::Elf;
 pub use self::privileges::{check as check_privileges, check_to_inspect};
 pub use self::{
     libzmq::{Library, Probe, Version},
-    memory::Memory,
+    memory::{MAX_PARTS, Memory},
 };
 use crate::{error::Error, inspect::FileMapping};
 
