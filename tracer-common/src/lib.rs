@@ -7,3 +7,5 @@ pub mod fds;
 pub mod function;
 pub mod limits;
 pub mod record;
+pub mod wire;
+pub mod zmtp;

@@ -61,6 +61,22 @@ pub const MAX_CLASSES: u32 = 8192;
 /// Bytes of a unix socket's name, `sizeof sockaddr_un.sun_path`.
 pub const MAX_PATH_BYTES: usize = 108;
 
+/// Directions of connections that are walked, over all targets. One more is counted as
+/// [`Loss::StreamTableFull`](crate::record::Loss::StreamTableFull).
+pub const MAX_STREAMS: u32 = 32_768;
+
+/// Bytes kept of a command, or of what a subscriber sends.
+pub const MAX_COMMAND_BYTES: usize = 256;
+
+/// Stretches of messages of the same length that one record can tell of; a system call with more makes several.
+pub const MAX_RUNS: usize = 1024;
+
+/// Pipes of one socket of which it is told which ones a call has used; of what goes through further ones it is not.
+pub const MAX_PIPES: usize = 16;
+
+/// Sockets whose pipes' counts are remembered, in each direction.
+pub const MAX_PIPED_SOCKETS: u32 = 16_384;
+
 /// `sizeof (zmq_pollitem_t)`.
 pub const POLL_ITEM_BYTES: usize = 16;
 

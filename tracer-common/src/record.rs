@@ -21,6 +21,14 @@ pub enum RecordKind {
     ProcessExec = 5,
     /// A [`FdRecord`](crate::fds::FdRecord).
     Fd = 6,
+    /// A [`WireRecord`](crate::wire::WireRecord).
+    Wire = 7,
+    /// A [`StreamRecord`](crate::wire::StreamRecord).
+    Stream = 8,
+    /// A [`CommandRecord`](crate::wire::CommandRecord).
+    Command = 9,
+    /// A [`PipeRecord`](crate::wire::PipeRecord).
+    Pipe = 10,
 }
 
 impl RecordKind {
@@ -33,6 +41,10 @@ impl RecordKind {
             4 => Some(Self::ThreadExit),
             5 => Some(Self::ProcessExec),
             6 => Some(Self::Fd),
+            7 => Some(Self::Wire),
+            8 => Some(Self::Stream),
+            9 => Some(Self::Command),
+            10 => Some(Self::Pipe),
             _ => None,
         }
     }
@@ -203,6 +215,14 @@ pub struct SocketConfig {
     pub rcvmore: u32,
     /// Offset of libzmq's own number of the socket; 0: not known.
     pub socket_id: u32,
+    /// Offset of its vector of pipes; 0: not known.
+    pub pipes: u32,
+    /// Offset in a pipe of the messages that its owner has read.
+    pub pipe_read: u32,
+    /// Offset in a pipe of the messages that its owner has written.
+    pub pipe_written: u32,
+    /// Offset in a pipe of the pointer to its other end.
+    pub pipe_peer: u32,
 }
 
 /// Marks a live socket in libzmq's memory (`socket_base_t::check_tag`, 4.1 to 4.3.5).
@@ -223,6 +243,10 @@ pub struct TargetConfig {
     /// Page that return addresses point to while their return probes are pending (`[uprobes]` in
     /// `/proc/PID/maps`); 0: not known yet.
     pub trampoline: u64,
+    /// Which of its system calls are looked at: a [`WireScope`](crate::wire::WireScope).
+    pub wire: u32,
+    /// Explicit padding.
+    pub padding: u32,
     /// By the index in the probe's cookie.
     pub libraries: [LibraryConfig; MAX_LIBRARIES],
 }
@@ -320,10 +344,14 @@ pub enum Loss {
     FdRingFull = 7,
     /// More file descriptors than [`MAX_FDS`](crate::limits::MAX_FDS).
     FdTableFull = 8,
+    /// A system call on a connection, or what was learnt of one, found the ring full.
+    WireRingFull = 9,
+    /// More directions of connections than [`MAX_STREAMS`](crate::limits::MAX_STREAMS).
+    StreamTableFull = 10,
 }
 
 /// Number of [`Loss`] reasons.
-pub const LOSS_REASONS: u32 = 9;
+pub const LOSS_REASONS: u32 = 11;
 
 /// Key of the map that counts the sockets closed at an address.
 #[repr(C)]
@@ -460,7 +488,7 @@ mod tests {
         assert_eq!(size_of::<ThreadRecord>(), 40);
         assert_eq!(size_of::<TaskRecord>(), 72);
         assert_eq!(size_of::<TaskLayout>(), 28);
-        assert_eq!(size_of::<LibraryConfig>(), 80);
-        assert_eq!(size_of::<TargetConfig>(), 16 + 80 * MAX_LIBRARIES);
+        assert_eq!(size_of::<LibraryConfig>(), 144);
+        assert_eq!(size_of::<TargetConfig>(), 24 + 144 * MAX_LIBRARIES);
     }
 }

@@ -111,6 +111,7 @@ impl Decoder {
             size: known(FLAG_SIZE_KNOWN).then_some(record.size),
             more: known(FLAG_MORE_KNOWN).then_some(known(FLAG_MORE)),
             data: Data { bytes, missing },
+            pipes: Vec::new(),
             outcome: None,
         }
     }
@@ -152,7 +153,13 @@ impl Decoder {
                 Some(Event::ThreadExit(ThreadExit { ts_ns, pid, tid }))
             }
             RecordKind::ProcessExec => Some(Event::Exec(ProcessEnd { ts_ns, pid })),
-            RecordKind::Call | RecordKind::Data | RecordKind::Fd => None,
+            RecordKind::Call
+            | RecordKind::Data
+            | RecordKind::Fd
+            | RecordKind::Wire
+            | RecordKind::Stream
+            | RecordKind::Command
+            | RecordKind::Pipe => None,
         }
     }
 

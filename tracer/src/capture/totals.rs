@@ -90,6 +90,8 @@ pub fn read_loss(counters: &Array<MapData, u64>, ts_ns: u64) -> Loss {
         other_stack: count(Reason::OtherStack),
         fd_ring_full: count(Reason::FdRingFull),
         fd_table_full: count(Reason::FdTableFull),
+        wire_ring_full: count(Reason::WireRingFull),
+        stream_table_full: count(Reason::StreamTableFull),
         unreadable: 0,
         stragglers: 0,
     }

@@ -6,6 +6,7 @@
 
 mod fds;
 mod state;
+mod wire;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use self::state::{
     Blocked, Connection, ConnectionState, Context, Endpoint, Frame, KernelSocket, Mapping, Monitor, Options, Pipes,
     Role, Snapshot, SocketState, Stack, Subscriptions, Topic,
 };
+pub use self::wire::{Command, CommandContent, Direction, Frames, Inside, Pipe, PipeCount, Stream, SystemCall, Wire};
 use crate::target::Version;
 
 /// Something that was observed.
@@ -45,6 +47,14 @@ pub enum Event {
     InFlight(InFlight),
     /// A fd of a socket came or went.
     Fd(FdChange),
+    /// A process's end of a connection is met.
+    Stream(Stream),
+    /// A system call on a connection returned.
+    Wire(Wire),
+    /// A greeting or a command went over a connection.
+    Command(Command),
+    /// A pipe between a socket and a connection, or another socket, is met.
+    Pipe(Pipe),
     /// A thread ended, and its calls in flight with it.
     ThreadExit(ThreadExit),
     /// A process replaced its program. Its threads but one, and all its calls in flight, are gone.
@@ -190,6 +200,9 @@ pub struct Call {
     pub more: Option<bool>,
     /// Payload, text, option value, poll items: what [`Function::capture`] says.
     pub data: Data,
+    /// The pipes through which the message went that this call completed, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pipes: Vec<PipeCount>,
     /// `None` while in flight.
     pub outcome: Option<Outcome>,
 }
@@ -336,6 +349,10 @@ pub struct Loss {
     pub fd_ring_full: u64,
     /// Fds beyond the table of those that are followed.
     pub fd_table_full: u64,
+    /// System calls on connections, and what was learnt of those, that found the ring full.
+    pub wire_ring_full: u64,
+    /// Directions of connections beyond the table of those that are followed.
+    pub stream_table_full: u64,
     /// Records that made no sense.
     pub unreadable: u64,
     /// Calls that were reported, but later than others that returned after them.
@@ -344,7 +361,7 @@ pub struct Loss {
 
 impl Loss {
     /// What was lost, by reason, with the names of the JSON contract. Stragglers were not lost.
-    pub const fn reasons(&self) -> [(&'static str, u64); 10] {
+    pub const fn reasons(&self) -> [(&'static str, u64); 12] {
         [
             ("ring_full", self.ring_full),
             ("data_ring_full", self.data_ring_full),
@@ -355,6 +372,8 @@ impl Loss {
             ("other_stack", self.other_stack),
             ("fd_ring_full", self.fd_ring_full),
             ("fd_table_full", self.fd_table_full),
+            ("wire_ring_full", self.wire_ring_full),
+            ("stream_table_full", self.stream_table_full),
             ("unreadable", self.unreadable),
         ]
     }
@@ -456,6 +475,10 @@ impl Event {
             Self::Call(event) => event.outcome.map_or(event.entry_ns, |outcome| outcome.return_ns),
             Self::InFlight(event) => event.ts_ns,
             Self::Fd(event) => event.ts_ns,
+            Self::Stream(event) => event.ts_ns,
+            Self::Wire(event) => event.ts_ns,
+            Self::Command(event) => event.ts_ns,
+            Self::Pipe(event) => event.ts_ns,
             Self::ThreadExit(event) => event.ts_ns,
             Self::Exec(event) | Self::ProcessExit(event) => event.ts_ns,
             Self::Totals(event) => event.ts_ns,

@@ -392,7 +392,7 @@ pub struct Frame {
     pub line: Option<u32>,
 }
 
-mod optional_bytes {
+pub(super) mod optional_bytes {
     use bytes::Bytes;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -129,6 +129,7 @@ impl World {
                 // What it held is gone.
                 process.snapshot = None;
             }
+            Event::Stream(_) | Event::Wire(_) | Event::Command(_) | Event::Pipe(_) => {}
             Event::ThreadExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
     }

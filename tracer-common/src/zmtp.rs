@@ -1,0 +1,394 @@
+//! ZMTP on the wire: where greeting, frames and messages of one direction of a connection end.
+//!
+//! [`Walk`] is the state, and it is the same code on both sides of the kernel boundary: the kernel side drives it over
+//! what system calls move, userspace over slices (a fuzzer holds that against a plain parser). It looks at greetings
+//! and headers only; what lies between is skipped, however long it is.
+//!
+//! Sources: <https://rfc.zeromq.org/spec/13> (ZMTP 1.0), 15 (2.0), 23 (3.0) and 37 (3.1), and libzmq's `stream_engine`
+//! for what it sends to older peers: it begins with the signature of a 3.x greeting, which reads as the header of a 1.0
+//! frame, and goes on as its peer's version demands. So the end of one direction's greeting depends on the other's.
+
+/// Bytes of a signature, `FF`, eight bytes, `7F`.
+const SIGNATURE_BYTES: u8 = 10;
+/// Where a greeting has its revision.
+const REVISION: u8 = 10;
+/// Bytes of a greeting up to ZMTP 2.0: signature, revision, socket type.
+const GREETING_2_BYTES: u8 = 12;
+/// Bytes of a greeting of ZMTP 3.0 and later.
+const GREETING_3_BYTES: u8 = 64;
+/// Where a 3.x greeting has the name of its mechanism, of which the first eight bytes are kept.
+const MECHANISM: core::ops::Range<u8> = 12..20;
+/// Where a 3.x greeting says whether its sender is the server of the mechanism.
+const AS_SERVER: u8 = 32;
+
+/// Flag of a frame: more parts of the message follow.
+pub const MORE: u8 = 1;
+/// Flag of a frame since ZMTP 2.0: its size has eight bytes.
+pub const LONG: u8 = 2;
+/// Flag of a frame since ZMTP 3.0: it is a command.
+pub const COMMAND: u8 = 4;
+
+/// A size that no frame has: what gives one is not at a frame's start.
+const ABSURD_SIZE: u64 = 1 << 48;
+
+/// [`Walk::revision`]: not seen yet.
+pub const REVISION_UNKNOWN: u8 = 0xff;
+/// [`Walk::revision`]: the sender has none: ZMTP 1.0.
+pub const REVISION_NONE: u8 = 0xfe;
+
+/// What a walk is in, one byte.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It is not known where a frame begins.
+    Unknown = 0,
+    /// The greeting.
+    Greeting = 1,
+    /// Frames as of ZMTP 1.0: size, flags, body.
+    Frames1 = 2,
+    /// Frames as of ZMTP 2.0 and later: flags, size, body.
+    Frames2 = 3,
+}
+
+/// What has just ended, one byte.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing.
+    Nothing = 0,
+    /// The greeting.
+    Greeting = 1,
+    /// A part of a message that others follow.
+    Part = 2,
+    /// A message, with its last part.
+    Message = 3,
+    /// A command.
+    Command = 4,
+    /// The frame with which a peer before ZMTP 3.0 names its identity.
+    Identity = 5,
+    /// The rest of the frame in which the walk began: its flags are not known.
+    Rest = 6,
+    /// What came cannot be a frame: the walk is where it should not be.
+    Nonsense = 7,
+}
+
+/// How far one direction of a connection has been walked. All zero: nothing is known of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Bytes of the frame's body to come, at which nobody need look.
+    pub skip: u64,
+    /// The size, as far as its bytes have come.
+    size: u64,
+    /// The name of the greeting's mechanism, its first eight bytes as they came.
+    pub mechanism: [u8; 8],
+    /// Frames that ended: parts and messages, no commands.
+    pub frames: u64,
+    /// Messages that ended.
+    pub messages: u64,
+    /// Commands that ended.
+    pub commands: u64,
+    /// [`Phase`].
+    phase: u8,
+    /// Bytes of the greeting, or of the frame's header, that have come.
+    seen: u8,
+    /// Flags of the frame, once they have come.
+    flags: u8,
+    /// ZMTP revision that the greeting names: 0 is 1.0, 1 and 2 are 2.0, 3 is 3.x. See [`REVISION_UNKNOWN`].
+    revision: u8,
+    /// Minor number of a 3.x greeting.
+    pub minor: u8,
+    /// 1: the greeting's sender is the server of the mechanism.
+    pub as_server: u8,
+    /// 1: the next frame names an identity.
+    identity_due: u8,
+    /// 1: the frame was under way when the walk began.
+    is_rest: u8,
+}
+
+impl Walk {
+    /// At the first byte of a connection.
+    pub const fn at_start() -> Self {
+        Self { phase: Phase::Greeting as u8, revision: REVISION_UNKNOWN, ..Self::unknown() }
+    }
+
+    /// Nowhere.
+    pub const fn unknown() -> Self {
+        Self {
+            skip: 0,
+            size: 0,
+            mechanism: [0; 8],
+            frames: 0,
+            messages: 0,
+            commands: 0,
+            phase: Phase::Unknown as u8,
+            seen: 0,
+            flags: 0,
+            revision: REVISION_UNKNOWN,
+            minor: 0,
+            as_server: 0,
+            identity_due: 0,
+            is_rest: 0,
+        }
+    }
+
+    /// Puts it where a frame, of ZMTP 2.0 or later, ends in `skip` bytes. What it counted before remains.
+    #[inline(always)]
+    pub const fn join(&mut self, skip: u64) {
+        self.phase = Phase::Frames2 as u8;
+        self.skip = skip;
+        self.seen = 0;
+        self.flags = 0;
+        self.size = 0;
+        self.identity_due = 0;
+        self.is_rest = (skip > 0) as u8;
+    }
+
+    /// Gives up. What it counted remains.
+    #[inline(always)]
+    pub const fn lose(&mut self) {
+        self.phase = Phase::Unknown as u8;
+        self.skip = 0;
+        self.seen = 0;
+        self.is_rest = 0;
+    }
+
+    /// What it is in.
+    #[inline(always)]
+    pub const fn phase(&self) -> Phase {
+        match self.phase {
+            1 => Phase::Greeting,
+            2 => Phase::Frames1,
+            3 => Phase::Frames2,
+            _ => Phase::Unknown,
+        }
+    }
+
+    /// Whether it is known where frames begin.
+    #[inline(always)]
+    pub const fn is_synchronised(&self) -> bool {
+        self.phase != Phase::Unknown as u8
+    }
+
+    /// The revision of ZMTP that its greeting named, or [`REVISION_UNKNOWN`], or [`REVISION_NONE`].
+    #[inline(always)]
+    pub const fn revision(&self) -> u8 {
+        self.revision
+    }
+
+    /// Whether a frame's first byte is next.
+    #[inline(always)]
+    pub const fn is_at_boundary(&self) -> bool {
+        self.phase >= Phase::Frames1 as u8 && self.skip == 0 && self.seen == 0
+    }
+
+    /// Whether it is inside a frame that ends a message. Of its first bytes it is not known in ZMTP 1.0.
+    #[inline(always)]
+    pub const fn is_in_last_part(&self) -> bool {
+        (self.skip > 0 || self.seen > 0)
+            && self.phase >= Phase::Frames1 as u8
+            && self.flags & (MORE | COMMAND) == 0
+            && self.is_rest == 0
+    }
+
+    /// Whether the frame's header has just come, and with it the flag of a command.
+    #[inline(always)]
+    pub const fn is_in_command(&self) -> bool {
+        self.skip > 0 && self.flags & COMMAND != 0 && self.is_rest == 0
+    }
+
+    /// Passes `len` bytes of a body, at most [`skip`](Self::skip).
+    #[inline(always)]
+    pub const fn pass(&mut self, len: u64) -> Ended {
+        self.skip = self.skip.saturating_sub(len);
+        if self.skip == 0 { self.end() } else { Ended::Nothing }
+    }
+
+    /// Takes the next byte, none of a body. `other`: what the walk of the other direction says is its
+    /// [`revision`](Self::revision).
+    #[inline(always)]
+    pub const fn take(&mut self, byte: u8, other: u8) -> Ended {
+        match self.phase() {
+            Phase::Frames2 => self.take_header2(byte),
+            Phase::Frames1 => self.take_header1(byte),
+            Phase::Greeting => self.take_greeting(byte, other),
+            Phase::Unknown => Ended::Nothing,
+        }
+    }
+
+    /// A whole header of a short frame at once, where [`is_at_boundary`](Self::is_at_boundary) and the phase is
+    /// [`Phase::Frames2`]. False: it is none, and nothing was taken.
+    #[inline(always)]
+    pub const fn take_short(&mut self, flags: u8, size: u8) -> bool {
+        if flags & !(MORE | COMMAND) != 0 || flags == MORE | COMMAND {
+            return false;
+        }
+        self.flags = flags;
+        self.skip = size as u64;
+        true
+    }
+
+    /// The end of a frame whose header, and size of 0, have been taken at once.
+    #[inline(always)]
+    pub const fn end(&mut self) -> Ended {
+        self.seen = 0;
+        self.size = 0;
+        if self.is_rest != 0 {
+            self.is_rest = 0;
+            return Ended::Rest;
+        }
+        if self.identity_due != 0 {
+            self.identity_due = 0;
+            return Ended::Identity;
+        }
+        if self.flags & COMMAND != 0 {
+            self.commands += 1;
+            return Ended::Command;
+        }
+        self.frames += 1;
+        if self.flags & MORE != 0 {
+            return Ended::Part;
+        }
+        self.messages += 1;
+        Ended::Message
+    }
+
+    #[inline(always)]
+    const fn nonsense(&mut self) -> Ended {
+        self.lose();
+        Ended::Nonsense
+    }
+
+    #[inline(always)]
+    const fn take_header2(&mut self, byte: u8) -> Ended {
+        if self.seen == 0 {
+            if byte & !(MORE | LONG | COMMAND) != 0 || byte & (MORE | COMMAND) == MORE | COMMAND {
+                return self.nonsense();
+            }
+            self.flags = byte;
+            self.size = 0;
+            self.seen = 1;
+            return Ended::Nothing;
+        }
+        self.size = self.size << 8 | byte as u64;
+        self.seen += 1;
+        let header = if self.flags & LONG != 0 { 9 } else { 2 };
+        if self.seen < header { Ended::Nothing } else { self.body(self.size) }
+    }
+
+    #[inline(always)]
+    const fn take_header1(&mut self, byte: u8) -> Ended {
+        // One byte of size, or FF and eight; the size counts the flags, which follow.
+        if self.seen == 0 {
+            if byte == 0 {
+                return self.nonsense();
+            }
+            self.flags = 0;
+            self.size = 0;
+            // With a short size the next byte, as behind nine, is the flags'.
+            self.seen = if byte == 0xff { 1 } else { 9 };
+            if byte != 0xff {
+                self.size = byte as u64;
+            }
+            return Ended::Nothing;
+        }
+        if self.seen < 9 {
+            self.size = self.size << 8 | byte as u64;
+            self.seen += 1;
+            return Ended::Nothing;
+        }
+        if self.size == 0 {
+            return self.nonsense();
+        }
+        self.flags = byte & MORE;
+        self.body(self.size - 1)
+    }
+
+    #[inline(always)]
+    const fn body(&mut self, size: u64) -> Ended {
+        if size >= ABSURD_SIZE {
+            return self.nonsense();
+        }
+        self.seen = 0;
+        self.skip = size;
+        if size == 0 { self.end() } else { Ended::Nothing }
+    }
+
+    #[inline(always)]
+    const fn take_greeting(&mut self, byte: u8, other: u8) -> Ended {
+        let at = self.seen;
+        if at == 0 && byte != 0xff {
+            // A short frame of ZMTP 1.0.
+            self.revision = REVISION_NONE;
+            return self.begin_frames(Phase::Frames1, byte);
+        }
+        if 0 < at && at < SIGNATURE_BYTES - 1 {
+            self.size = self.size << 8 | byte as u64;
+        }
+        if at == SIGNATURE_BYTES - 1 && byte & 1 == 0 {
+            // A long frame of ZMTP 1.0, whose flags this is.
+            self.revision = REVISION_NONE;
+            return self.long_frame1(byte);
+        }
+        if at == REVISION {
+            if other == REVISION_NONE {
+                // To a peer without versions the signature was a frame's header, and this begins its body.
+                self.revision = REVISION_NONE;
+                let ended = self.long_frame1(0);
+                return if self.skip > 0 {
+                    self.pass(1)
+                } else if matches!(ended, Ended::Nonsense) {
+                    ended
+                } else {
+                    // An empty body ended before: this byte begins the next frame.
+                    self.take_header1(byte)
+                };
+            }
+            self.revision = byte;
+        }
+        self.seen += 1;
+        if self.seen <= REVISION + 1 {
+            return Ended::Nothing;
+        }
+        let agreed = if other < self.revision { other } else { self.revision };
+        if agreed < 3 {
+            // The socket type was this byte.
+            self.seen = 0;
+            self.identity_due = 1;
+            self.phase = if agreed == 0 { Phase::Frames1 as u8 } else { Phase::Frames2 as u8 };
+            return Ended::Greeting;
+        }
+        if at == GREETING_2_BYTES - 1 {
+            self.minor = byte;
+        } else if MECHANISM.start <= at && at < MECHANISM.end {
+            self.mechanism[(at - MECHANISM.start) as usize & 7] = byte;
+        } else if at == AS_SERVER {
+            self.as_server = byte & 1;
+        }
+        if self.seen < GREETING_3_BYTES {
+            return Ended::Nothing;
+        }
+        self.seen = 0;
+        self.phase = Phase::Frames2 as u8;
+        Ended::Greeting
+    }
+
+    #[inline(always)]
+    const fn begin_frames(&mut self, phase: Phase, byte: u8) -> Ended {
+        self.phase = phase as u8;
+        self.seen = 0;
+        self.identity_due = 1;
+        self.take_header1(byte)
+    }
+
+    #[inline(always)]
+    const fn long_frame1(&mut self, flags: u8) -> Ended {
+        self.phase = Phase::Frames1 as u8;
+        self.identity_due = 1;
+        if self.size == 0 {
+            return self.nonsense();
+        }
+        self.flags = flags & MORE;
+        self.body(self.size - 1)
+    }
+}
