@@ -60,10 +60,14 @@ pub struct Stream {
     pub subscribes: u8,
     /// Bytes of the frame under way that are kept in `command`.
     pub command_len: u32,
+    /// 1: the walk began where a frame seemed to begin; what it says is kept back until a system call ends with a frame.
+    pub is_provisional: u8,
+    /// 1: the last system call moved all that it was asked to, and not as much as libzmq's batches hold.
+    pub was_complete: u8,
     /// Explicit padding.
-    pub padding: u32,
-    /// The command under way, as far as it has come.
-    pub command: [u8; MAX_COMMAND_BYTES],
+    pub padding: [u8; 2],
+    /// The command under way, as far as it has come. Twice the room, so that the verifier sees that any piece fits.
+    pub command: [u8; 2 * MAX_COMMAND_BYTES],
 }
 
 /// Where libzmq keeps the queue between a connection and its socket: offsets in bytes and the object that they begin
@@ -129,8 +133,8 @@ pub struct WireRecord {
     pub flags: u8,
     /// [`Direction`].
     pub direction: u8,
-    /// Where the walk is inside a frame: 0 at none, 1 in one that others of its message follow (or a command), 2 in a
-    /// message's last.
+    /// Where the walk is inside a frame: 0 in none, 1 in one that others of its message follow (or a command), 2 in a
+    /// message's last, 3 in one of which that is not known.
     pub inside: u8,
     /// Number of the system call.
     pub call: u32,
@@ -333,7 +337,7 @@ mod tests {
     fn records_have_no_hidden_padding() {
         assert_eq!(size_of::<StreamKey>(), 12);
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
-        assert_eq!(size_of::<Stream>(), 96 + MAX_COMMAND_BYTES);
+        assert_eq!(size_of::<Stream>(), 96 + 2 * MAX_COMMAND_BYTES);
         assert_eq!(size_of::<EngineLayout>(), 16);
         assert_eq!(size_of::<Engine>(), 40);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);

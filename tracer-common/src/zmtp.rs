@@ -191,10 +191,22 @@ impl Walk {
             && self.is_rest == 0
     }
 
-    /// Whether the frame's header has just come, and with it the flag of a command.
+    /// Whether it is inside the body of a command, or of an identity.
     #[inline(always)]
     pub const fn is_in_command(&self) -> bool {
-        self.skip > 0 && self.flags & COMMAND != 0 && self.is_rest == 0
+        self.skip > 0 && (self.flags & COMMAND != 0 || self.identity_due != 0) && self.is_rest == 0
+    }
+
+    /// Whether the next frame names an identity.
+    #[inline(always)]
+    pub const fn is_identity_due(&self) -> bool {
+        self.identity_due != 0
+    }
+
+    /// Whether it is inside the frame in which it began.
+    #[inline(always)]
+    pub const fn is_in_rest(&self) -> bool {
+        self.is_rest != 0
     }
 
     /// Passes `len` bytes of a body, at most [`skip`](Self::skip).

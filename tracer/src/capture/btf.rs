@@ -136,6 +136,13 @@ fn socket_layout(btf: &Btf) -> Option<SocketLayout> {
         unix_peer: offset("unix_sock", &["peer"]).unwrap_or(0),
         unix_len: offset("unix_address", &["len"]).unwrap_or(0),
         unix_name: offset("unix_address", &["name"]).unwrap_or(0),
+        sock_type: offset("sock", &["sk_type"]).unwrap_or(0),
+        protocol: offset("sock", &["sk_protocol"]).unwrap_or(0),
+        sock_socket: offset("sock", &["sk_socket"]).unwrap_or(0),
+        write_sequence: offset("tcp_sock", &["write_seq"]).unwrap_or(0),
+        copied_sequence: offset("tcp_sock", &["copied_seq"]).unwrap_or(0),
+        file_inode: offset("file", &["f_inode"])?,
+        inode_number: offset("inode", &["i_ino"])?,
     })
 }
 

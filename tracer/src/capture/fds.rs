@@ -15,6 +15,7 @@ use tracer_common::{
         WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
+    wire::{Engine, EngineLayout},
 };
 
 use crate::{
@@ -31,12 +32,17 @@ const NO_REPLACE: u64 = 1;
 pub struct Follower {
     targets: HashMap<MapData, u32, FdConfig>,
     fds: HashMap<MapData, FdKey, FdOwner>,
+    engines: HashMap<MapData, FdKey, Engine>,
 }
 
 impl Follower {
     /// Nobody is followed yet.
-    pub const fn new(targets: HashMap<MapData, u32, FdConfig>, fds: HashMap<MapData, FdKey, FdOwner>) -> Self {
-        Self { targets, fds }
+    pub const fn new(
+        targets: HashMap<MapData, u32, FdConfig>,
+        fds: HashMap<MapData, FdKey, FdOwner>,
+        engines: HashMap<MapData, FdKey, Engine>,
+    ) -> Self {
+        Self { targets, fds, engines }
     }
 
     /// From now on changes of the process's fds are seen. Of its libzmq no more is known than the version: all layouts
@@ -61,7 +67,15 @@ impl Follower {
         let Some(mut config) = self.config(process.pid) else { return };
         let contexts = || snapshot.into_iter().flat_map(|snapshot| &snapshot.contexts).filter(|found| !found.inherited);
         for context in contexts() {
+            let layout = context.layout.as_deref().and_then(layouts::named).map(engine_layout);
             for socket in &context.sockets {
+                for connection in &socket.connections {
+                    if let (Some(layout), Some(address), Some(fd)) = (layout, connection.engine, connection.fd) {
+                        let (handle, program) = (socket.handle, config.program);
+                        let engine = Engine { address, handle, layout, program, padding: 0 };
+                        let _ = self.engines.insert(FdKey { tgid: process.pid, fd }, engine, NO_REPLACE);
+                    }
+                }
                 let owner = |part: RawPart, role: Option<Role>| FdOwner {
                     state: FdState::new(part as u8, role.map_or(0, raw_role), true, context.library),
                     handle: socket.handle,
@@ -110,6 +124,7 @@ impl Follower {
         for key in keys {
             if self.fds.get(&key, 0).is_ok_and(|owner| Some(owner.program) != program) {
                 let _ = self.fds.remove(&key);
+                let _ = self.engines.remove(&key);
             }
         }
     }
@@ -123,6 +138,20 @@ const fn raw_role(role: Role) -> u8 {
     match role {
         Role::Bind => FdRole::Bind as u8,
         Role::Connect => FdRole::Connect as u8,
+    }
+}
+
+/// The way from an engine to its queues.
+fn engine_layout(layout: &Layout) -> EngineLayout {
+    EngineLayout {
+        session: layout.engine_session as u16,
+        encoder: layout.engine_encoder() as u16,
+        pipe: layout.session_pipe as u16,
+        read: layout.pipe_msgs_read as u16,
+        written: layout.pipe_msgs_written as u16,
+        peer: layout.pipe_peer as u16,
+        message_type: layout.msg_type as u16,
+        message_content: layout.msg_content as u16,
     }
 }
 
@@ -152,6 +181,7 @@ fn watchers<'a>(layouts: impl Iterator<Item = (u8, &'a Layout)>) -> [WatcherConf
                 tag: layout.socket_tag as u16,
                 socket_type: layout.opt_type as u16,
                 socket_id: layout.opt_socket_id as u16,
+                engine: if part == RawPart::Connection { engine_layout(layout) } else { EngineLayout::default() },
             };
             if !rows.contains(&row) {
                 rows.push(row);

@@ -39,6 +39,7 @@ use tracer_common::{
     function::Class,
     limits::MAX_THREADS,
     record::{SocketAddress, TargetConfig},
+    wire::WireScope,
 };
 
 use self::{
@@ -83,6 +84,12 @@ pub struct Options {
     pub totals: bool,
     /// Whether the fds of sockets are to be followed.
     pub fds: bool,
+    /// Whether system calls on connections are recorded, those that fail too.
+    pub net: bool,
+    /// Whether calls that complete messages say which pipes those went through. Nothing of payloads is copied then.
+    pub pipes: bool,
+    /// Whether a process needs no libzmq: all its stream sockets are looked at.
+    pub wire_only: bool,
     /// Bytes of each payload to copy.
     pub payload_limit: u32,
     /// Size of the ring, a power of two.
@@ -136,6 +143,7 @@ pub struct Capture {
     replaced: Vec<(u32, u32)>,
     /// Sockets that the stream has introduced: process, handle, generation.
     introduced: HashSet<(u32, u64, u32)>,
+    options: Options,
     clock: Clock,
     ended: Option<EndReason>,
     ending: Arc<AtomicBool>,
@@ -205,6 +213,8 @@ impl Capture {
             count_classes: if options.totals { set_of(&options.classes).into() } else { 0 },
             fsbase_offset: kernel.fsbase,
             follow_fds: options.fds.into(),
+            follow_wire: options.net.into(),
+            follow_pipes: options.pipes.into(),
             socket_layout: kernel.sockets,
             debug: options.debug.into(),
         };
@@ -212,9 +222,8 @@ impl Capture {
         let logger = if options.debug { Some(object.log()?) } else { None };
         let mut targets: HashMap<_, u32, TargetConfig> = typed(object.take_map("TARGETS")?)?;
         for process in &processes {
-            targets.insert(process.pid, target_config(process), 0).map_err(|error| Error::Bpf {
-                action: "tell the kernel side of a target".into(),
-                reason: error.to_string(),
+            targets.insert(process.pid, target_config(process, scope(process, options)), 0).map_err(|error| {
+                Error::Bpf { action: "tell the kernel side of a target".into(), reason: error.to_string() }
             })?;
         }
         object.attach_raw_tracepoint("thread_exit", "sched_process_exit")?;
@@ -222,6 +231,12 @@ impl Capture {
         let probes =
             attach::attach(&mut object, &processes, &options.classes, options.fds, options.programs, options.link)?;
         let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
+        if options.net {
+            object.attach_raw_tracepoint("syscall_enter", "sys_enter")?;
+        }
+        if options.net || options.fds {
+            object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
+        }
         let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
         let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
         let slots = MappedArray::new(object.map_fd("THREADS")?.as_fd(), MAX_THREADS)
@@ -241,6 +256,7 @@ impl Capture {
             alive: Vec::new(),
             replaced: Vec::new(),
             introduced: HashSet::new(),
+            options: options.clone(),
             clock: Clock::new(options).map_err(|error| runtime_error(&error))?,
             ended: None,
             ending: Arc::clone(&options.ending),
@@ -448,7 +464,7 @@ impl Capture {
     /// Looks into processes that have replaced their program, once that has loaded its libzmq: at first as often
     /// as the ring is read, later now and then.
     fn reopen_replaced(&mut self) {
-        let Self { replaced, alive, targets, .. } = self;
+        let Self { replaced, alive, targets, options, .. } = self;
         let mut reopened_pids = Vec::new();
         replaced.retain_mut(|(pid, tries)| {
             *tries = tries.saturating_add(1);
@@ -457,7 +473,8 @@ impl Capture {
             }
             let Some((process, _)) = alive.iter_mut().find(|(process, _)| process.pid == *pid) else { return false };
             let Ok(reopened) = target::Process::open(*pid) else { return true };
-            let _ = targets.insert(*pid, target_config(&reopened), 0);
+            let scope = scope(&reopened, options);
+            let _ = targets.insert(*pid, target_config(&reopened, scope), 0);
             *process = reopened;
             reopened_pids.push(*pid);
             false
@@ -617,8 +634,18 @@ fn set_of(classes: &[Class]) -> u16 {
     classes.iter().fold(0, |set, class| set | class.bit())
 }
 
-fn target_config(process: &target::Process) -> TargetConfig {
+/// Which system calls of a process are looked at.
+fn scope(process: &target::Process, options: &Options) -> WireScope {
+    match options.net {
+        false => WireScope::Nothing,
+        true if process.libraries.is_empty() || options.wire_only => WireScope::Streams,
+        true => WireScope::Connections,
+    }
+}
+
+fn target_config(process: &target::Process, scope: WireScope) -> TargetConfig {
     let mut config = TargetConfig {
+        wire: scope as u32,
         errno_offset: process.errno_offset.unwrap_or(0),
         trampoline: target::trampoline(process.pid).unwrap_or(0),
         ..TargetConfig::default()
@@ -631,13 +658,16 @@ fn target_config(process: &target::Process) -> TargetConfig {
 
 /// Makes the changes of the processes' fds seen.
 fn follow(object: &mut Object, processes: &[target::Process]) -> Result<Follower, Error> {
-    let mut follower = Follower::new(typed(object.take_map("FD_TARGETS")?)?, typed(object.take_map("FDS")?)?);
+    let mut follower = Follower::new(
+        typed(object.take_map("FD_TARGETS")?)?,
+        typed(object.take_map("FDS")?)?,
+        typed(object.take_map("ENGINES")?)?,
+    );
     for process in processes {
         follower
             .begin(process)
             .map_err(|reason| Error::Bpf { action: "tell the kernel side of a target's fds".into(), reason })?;
     }
-    object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
     Ok(follower)
 }
 

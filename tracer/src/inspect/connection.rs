@@ -432,6 +432,7 @@ impl Reader<'_> {
             state: Some(state),
             peer_type: peer.socket_type,
             peer_identity: peer.identity.or_else(|| session.ends.and_then(|ends| self.routing_id(ends))),
+            engine: session.engine.map(|engine| engine.watch.events),
             pipes: session.ends.and_then(pipes),
             remote: peer.address,
             ..Connection::default()
@@ -439,12 +440,12 @@ impl Reader<'_> {
     }
 
     fn lone_connection(&self, part: &Part) -> Option<Connection> {
-        let (fd, state, peer) = match part {
+        let (fd, state, peer, engine) = match part {
             Part::Listener | Part::Session(_) => return None,
-            Part::Connecter(watch) => (watch.fd, ConnectionState::Connecting, Peer::default()),
+            Part::Connecter(watch) => (watch.fd, ConnectionState::Connecting, Peer::default(), None),
             Part::Engine(engine) => {
                 let state = if engine.is_ready { ConnectionState::Ready } else { ConnectionState::Handshake };
-                (engine.watch.fd, state, self.peer(*engine))
+                (engine.watch.fd, state, self.peer(*engine), Some(engine.watch.events))
             }
         };
         Some(Connection {
@@ -453,6 +454,7 @@ impl Reader<'_> {
             peer_type: peer.socket_type,
             peer_identity: peer.identity,
             remote: peer.address,
+            engine,
             ..Connection::default()
         })
     }
