@@ -24,7 +24,7 @@ use tracer_common::{
         CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, Run, Stream, StreamKey, StreamRecord, WIRE_CONTINUES,
         WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
     },
-    zmtp::{COMMAND, Ended, Phase, REVISION_UNKNOWN, Walk},
+    zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, Walk},
 };
 
 use crate::{
@@ -63,6 +63,8 @@ const WINDOW_BYTES: usize = 8192;
 const SMALL_WINDOW_BYTES: u64 = 64;
 /// Frames above this size make windows small.
 const LARGE_FRAME_BYTES: u64 = 1024;
+/// Short frames that one step of a walk takes at most.
+const SHORT_FRAMES: u32 = 32;
 /// Times that a walk may go on: each byte of headers, each frame and each buffer is one at most.
 const MAX_STEPS: u32 = 1 << 17;
 /// Buffers of one system call that are walked. `UIO_MAXIOV`.
@@ -767,25 +769,67 @@ extern "C" fn step(_: u64, _: *mut c_void) -> u64 {
         scratch.is_lost = 1;
         return 1;
     }
-    let at = scratch.window_at as usize;
-    let byte = scratch.window[at & (WINDOW_BYTES - 1)];
-    if scratch.window_left >= 2 && scratch.walk.is_at_boundary() && matches!(scratch.walk.phase(), Phase::Frames2) {
-        let size = scratch.window[(at + 1) & (WINDOW_BYTES - 1)];
-        let is_plain = byte & COMMAND == 0 && scratch.subscribes == 0 && !scratch.walk.is_identity_due();
-        if is_plain && scratch.walk.take_short(byte, size) {
-            let whole = u64::from(size) + 2;
-            if whole > here {
-                pass(scratch, 2);
-                return 0;
-            }
-            pass(scratch, whole);
-            let ended = scratch.walk.pass(u64::from(size));
-            return end(scratch, ended);
-        }
+    if scratch.walk.expects_frame2() && scratch.subscribes == 0 && short_frames(scratch, here) {
+        return 0;
     }
+    let byte = scratch.window[scratch.window_at as usize & (WINDOW_BYTES - 1)];
     pass(scratch, 1);
     let ended = scratch.walk.take(byte, scratch.other_revision);
     end(scratch, ended)
+}
+
+/// Takes as many whole short frames of messages as the window begins with. False: it begins with none.
+#[inline(always)]
+fn short_frames(scratch: &mut Scratch, here: u64) -> bool {
+    let room = if scratch.window_left < here { scratch.window_left } else { here };
+    let runs = scratch.record.runs as usize;
+    let is_sent = scratch.key.direction == Direction::Send as u32;
+    let start = scratch.window_at as usize;
+    // The last run goes on in registers; the first message may have begun earlier.
+    let begun = scratch.done - scratch.message_end;
+    let Some(last) = scratch.runs.get(runs.wrapping_sub(1) & (MAX_RUNS - 1)) else { return false };
+    let mut run = if runs > 0 { *last } else { Run { bytes: 0, count: 0 } };
+    let (mut passed, mut ended, mut frames, mut messages) = (0u64, 0u64, 0u32, 0u32);
+    for _ in 0..SHORT_FRAMES {
+        let at = start + passed as usize;
+        if passed + 2 > room {
+            break;
+        }
+        let flags = scratch.window[at & (WINDOW_BYTES - 1)];
+        let whole = u64::from(scratch.window[(at + 1) & (WINDOW_BYTES - 1)]) + 2;
+        if flags & !MORE != 0 || passed + whole > room {
+            break;
+        }
+        let is_last = flags & MORE == 0;
+        if is_last && is_sent {
+            let bytes = (passed + whole - ended + if ended == 0 { begun } else { 0 }) as u32;
+            if bytes != run.bytes {
+                // Another run: by the general way.
+                if frames > 0 {
+                    break;
+                }
+                return false;
+            }
+            run.count += 1;
+            ended = passed + whole;
+        }
+        passed += whole;
+        frames += 1;
+        messages += is_last as u32;
+    }
+    if frames == 0 {
+        return false;
+    }
+    if ended > 0 && runs > 0 {
+        scratch.runs[(runs - 1) & (MAX_RUNS - 1)] = run;
+        scratch.message_end = scratch.done + ended;
+    }
+    scratch.is_large = 0;
+    scratch.record.frames += frames;
+    scratch.record.messages += messages;
+    scratch.walk.count(frames, messages);
+    pass(scratch, passed);
+    true
 }
 
 #[inline(always)]
