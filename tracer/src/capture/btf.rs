@@ -19,17 +19,16 @@ pub struct KernelTypes(JoinHandle<Result<Offsets, Error>>);
 pub struct Offsets {
     /// `thread.fsbase` in `task_struct`, bytes: the thread pointer of an x86_64 thread.
     pub fsbase: u32,
-    /// The way from a fd to its socket's addresses; all zero where that was not asked for, or is not known.
+    /// The way from a fd to its socket's addresses; all zero where it is not known.
     pub sockets: SocketLayout,
 }
 
 impl KernelTypes {
-    /// Begins. `sockets`: whether the way from a fd to its socket's addresses is wanted.
-    pub fn look_up(sockets: bool) -> Self {
-        Self(std::thread::spawn(move || {
+    /// Begins.
+    pub fn look_up() -> Self {
+        Self(std::thread::spawn(|| {
             let btf = open()?;
-            let sockets = if sockets { socket_layout(&btf).unwrap_or_default() } else { SocketLayout::default() };
-            Ok(Offsets { fsbase: fsbase_offset(&btf)?, sockets })
+            Ok(Offsets { fsbase: fsbase_offset(&btf)?, sockets: socket_layout(&btf).unwrap_or_default() })
         }))
     }
 

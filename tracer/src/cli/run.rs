@@ -173,11 +173,14 @@ fn run(
         Diagnostics::install();
     }
     target::check_privileges()?;
-    let kernel_types = KernelTypes::look_up(options.fds);
+    let kernel_types = KernelTypes::look_up();
     let mut pids = attach.pids.clone();
     pids.sort_unstable();
     pids.dedup();
-    let mut processes = pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?;
+    let mut processes = pids.iter().map(|pid| open(*pid, options.wire_only)).collect::<Result<Vec<_>, _>>()?;
+    // All that can be seen of a process without a libzmq is what goes over its connections.
+    let has_wire_alone = processes.iter().any(|process| process.libraries.is_empty());
+    let options = &Options { net: options.net || has_wire_alone, ..options.clone() };
     let mut out = open_output(common)?;
     runtime()?.block_on(async {
         let described: Vec<_> = processes
@@ -199,6 +202,20 @@ fn run(
         }
         Ok(())
     })
+}
+
+/// Opens a process to attach to: with `wire_only`, or where it has sockets but no libzmq that could be probed, to look at
+/// its connections alone.
+fn open(pid: u32, wire_only: bool) -> Result<Process, Error> {
+    match Process::open(pid) {
+        Err(Error::NoLibzmq { .. } | Error::SymbolsStripped { .. })
+            if wire_only || target::fds::fds(pid).is_ok_and(|fds| !fds.sockets.is_empty()) =>
+        {
+            Process::open_to_inspect(pid)
+        }
+        Ok(process) if wire_only => Ok(Process { libraries: Vec::new(), ..process }),
+        opened => opened,
+    }
 }
 
 /// Moves events until the stream ends. Returns how many calls came, and what was lost.
