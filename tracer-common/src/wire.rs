@@ -70,6 +70,35 @@ pub struct Stream {
     pub command: [u8; 2 * MAX_COMMAND_BYTES],
 }
 
+impl Stream {
+    /// A connection of which nothing is known.
+    pub const fn unknown() -> Self {
+        Self {
+            walk: Walk::unknown(),
+            sock: 0,
+            position: 0,
+            inode: 0,
+            sequence: 0,
+            has_sequence: 0,
+            from_start: 0,
+            is_introduced: 0,
+            subscribes: 0,
+            command_len: 0,
+            is_provisional: 0,
+            was_complete: 0,
+            padding: [0; 2],
+            command: [0; 2 * MAX_COMMAND_BYTES],
+        }
+    }
+
+    /// One whose next byte begins a frame, or seems to.
+    pub const fn between_frames(is_provisional: bool) -> Self {
+        let mut walk = Walk::unknown();
+        walk.join(0);
+        Self { walk, is_provisional: is_provisional as u8, ..Self::unknown() }
+    }
+}
+
 /// Where libzmq keeps the queue between a connection and its socket: offsets in bytes and the object that they begin
 /// with. All zero: not known.
 #[repr(C)]
@@ -309,7 +338,9 @@ pub struct PipeRecord {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, Run, StreamRecord, WireRecord};
+    use super::{
+        CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, Run, Stream, StreamKey, StreamRecord, WireRecord,
+    };
 
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for CommandRecord {}
@@ -325,6 +356,10 @@ mod user {
     unsafe impl aya::Pod for WireRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for Run {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for Stream {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for StreamKey {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for PipeCount {}
 }

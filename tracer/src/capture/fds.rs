@@ -15,13 +15,14 @@ use tracer_common::{
         WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
-    wire::{Engine, EngineLayout},
+    wire::{Engine, EngineLayout, Stream, StreamKey},
 };
 
+use super::join;
 use crate::{
     event::{Change, ConnectionState, FdChange, FdPart, FdSocket, Role, Snapshot},
     inspect::layouts::{self, Layout},
-    target::{Process, printable},
+    target::{Memory, Process, printable},
 };
 
 /// `BPF_NOEXIST`: what the kernel side has seen itself is newer.
@@ -33,6 +34,8 @@ pub struct Follower {
     targets: HashMap<MapData, u32, FdConfig>,
     fds: HashMap<MapData, FdKey, FdOwner>,
     engines: HashMap<MapData, FdKey, Engine>,
+    /// Where what goes over connections is looked at.
+    streams: Option<HashMap<MapData, StreamKey, Stream>>,
 }
 
 impl Follower {
@@ -41,8 +44,9 @@ impl Follower {
         targets: HashMap<MapData, u32, FdConfig>,
         fds: HashMap<MapData, FdKey, FdOwner>,
         engines: HashMap<MapData, FdKey, Engine>,
+        streams: Option<HashMap<MapData, StreamKey, Stream>>,
     ) -> Self {
-        Self { targets, fds, engines }
+        Self { targets, fds, engines, streams }
     }
 
     /// From now on changes of the process's fds are seen. Of its libzmq no more is known than the version: all layouts
@@ -65,6 +69,7 @@ impl Follower {
     /// is tried from now on.
     pub fn seed(&mut self, process: &Process, snapshot: Option<&Snapshot>) {
         let Some(mut config) = self.config(process.pid) else { return };
+        let memory = Memory::new(process.pid);
         let contexts = || snapshot.into_iter().flat_map(|snapshot| &snapshot.contexts).filter(|found| !found.inherited);
         for context in contexts() {
             let layout = context.layout.as_deref().and_then(layouts::named).map(engine_layout);
@@ -73,7 +78,11 @@ impl Follower {
                     if let (Some(layout), Some(address), Some(fd)) = (layout, connection.engine, connection.fd) {
                         let (handle, program) = (socket.handle, config.program);
                         let engine = Engine { address, handle, layout, program, padding: 0 };
-                        let _ = self.engines.insert(FdKey { tgid: process.pid, fd }, engine, NO_REPLACE);
+                        let key = FdKey { tgid: process.pid, fd };
+                        let _ = self.engines.insert(key, engine, NO_REPLACE);
+                        if let Some(streams) = &mut self.streams {
+                            join::seed(streams, &memory, key, &engine);
+                        }
                     }
                 }
                 let owner = |part: RawPart, role: Option<Role>| FdOwner {

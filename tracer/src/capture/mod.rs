@@ -6,6 +6,7 @@ mod blocked;
 mod btf;
 mod fds;
 mod in_flight;
+mod join;
 mod order;
 mod program;
 mod record;
@@ -230,7 +231,7 @@ impl Capture {
         object.attach_raw_tracepoint("process_exec", "sched_process_exec")?;
         let probes =
             attach::attach(&mut object, &processes, &options.classes, options.fds, options.programs, options.link)?;
-        let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
+        let follower = if options.fds { Some(follow(&mut object, &processes, options.net)?) } else { None };
         if options.net {
             object.attach_raw_tracepoint("syscall_enter", "sys_enter")?;
         }
@@ -657,11 +658,12 @@ fn target_config(process: &target::Process, scope: WireScope) -> TargetConfig {
 }
 
 /// Makes the changes of the processes' fds seen.
-fn follow(object: &mut Object, processes: &[target::Process]) -> Result<Follower, Error> {
+fn follow(object: &mut Object, processes: &[target::Process], net: bool) -> Result<Follower, Error> {
     let mut follower = Follower::new(
         typed(object.take_map("FD_TARGETS")?)?,
         typed(object.take_map("FDS")?)?,
         typed(object.take_map("ENGINES")?)?,
+        if net { Some(typed(object.take_map("STREAMS")?)?) } else { None },
     );
     for process in processes {
         follower
