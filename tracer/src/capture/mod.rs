@@ -83,6 +83,14 @@ pub struct Options {
     pub totals: bool,
     /// Whether the fds of sockets are to be followed.
     pub fds: bool,
+    /// Whether system calls on connections are to be recorded.
+    pub net: bool,
+    /// Those that failed, too.
+    pub net_errors: bool,
+    /// Whether calls that complete messages are to say which pipes those went through.
+    pub pipes: bool,
+    /// Whether a process needs no libzmq that is known: all its stream sockets are looked at.
+    pub wire_only: bool,
     /// Bytes of each payload to copy.
     pub payload_limit: u32,
     /// Size of the ring, a power of two.
