@@ -50,6 +50,7 @@ pub struct Calls {
     under_way: FxHashMap<(SocketId, Direction), UnderWay>,
     /// By socket: when its turn began.
     turns: FxHashMap<SocketId, Place>,
+    gaps: u32,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -67,12 +68,19 @@ struct Place {
     ns: u64,
     tid: u32,
     gaps: u32,
+    /// Of all threads.
+    all_gaps: u32,
 }
 
 impl Place {
     /// Whether no call between the two was missed.
     const fn leads_to(self, later: Self) -> bool {
         self.tid == later.tid && self.gaps == later.gaps
+    }
+
+    /// Whether a part may have been missed between the two. A socket may pass from one thread to another.
+    const fn may_lack_part(self, later: Self) -> bool {
+        if self.tid == later.tid { self.gaps != later.gaps } else { self.all_gaps != later.all_gaps }
     }
 }
 
@@ -83,7 +91,6 @@ struct UnderWay {
     last: Option<Place>,
     size: Option<u64>,
     parts: u32,
-    is_multipart: bool,
     has_gap: bool,
 }
 
@@ -104,15 +111,15 @@ impl Calls {
         if self.under_way.len() >= MAX_SOCKETS && !self.under_way.contains_key(&(socket, direction)) {
             self.under_way.clear();
         }
-        let place = Place { ns: call.entry_ns, tid: call.tid, gaps };
+        let place = Place { ns: call.entry_ns, tid: call.tid, gaps, all_gaps: self.gaps };
         let message = self.under_way.entry((socket, direction)).or_default();
         let first = *message.first.get_or_insert_with(|| {
             message.size = Some(0);
             message.parts = 0;
-            message.has_gap = message.last.is_some_and(|last| !last.leads_to(place));
+            message.has_gap = message.last.map_or(gaps > 0, |last| last.may_lack_part(place));
             place
         });
-        message.has_gap |= !first.leads_to(place);
+        message.has_gap |= first.may_lack_part(place);
         message.size = message.size.zip(call.size).map(|(all, part)| all + part);
         message.parts += parts(call);
         let is_last = match call.more {
@@ -121,15 +128,9 @@ impl Calls {
             None => !call.pipes.is_empty() || call.data.missing.is_none(),
         };
         if !is_last {
-            message.is_multipart = true;
             return (None, None);
         }
-        message.is_multipart |= message.parts > 1;
-        let flaw = if message.is_multipart && message.has_gap || call.data.missing == Some(Missing::Lost) {
-            Some(Reason::Lost)
-        } else {
-            None
-        };
+        let flaw = if message.has_gap || call.data.missing == Some(Missing::Lost) { Some(Reason::Lost) } else { None };
         let whole = ApiMessage {
             socket,
             direction,
@@ -151,13 +152,12 @@ impl Calls {
         if self.threads.len() >= MAX_THREADS && !self.threads.contains_key(&call.tid) {
             self.threads.clear();
         }
-        let thread = self.threads.entry(call.tid).or_insert(Thread {
-            pid: call.pid,
-            sequence: call.sequence.wrapping_sub(1),
-            gaps: 0,
-        });
+        // The first call that is seen of a thread is its number 0.
+        let unseen = Thread { pid: call.pid, sequence: u32::MAX, gaps: 0 };
+        let thread = self.threads.entry(call.tid).or_insert(unseen);
         if thread.sequence.wrapping_add(1) != call.sequence {
             thread.gaps += 1;
+            self.gaps += 1;
         }
         thread.sequence = call.sequence;
         thread.gaps
