@@ -496,10 +496,11 @@ impl Latency {
                     self.proxied.remove(&(call.pid, handle));
                 }
             }
-            (_, "zmq_setsockopt", Some(socket)) if call.args[1] == ZMQ_CONFLATE => {
-                if call.data.bytes.first().is_some_and(|byte| *byte != 0) {
-                    self.conflated.insert((socket.pid, socket.handle));
-                }
+            (_, "zmq_setsockopt", Some(socket))
+                if call.args[1] == ZMQ_CONFLATE && call.data.bytes.first().is_none_or(|byte| *byte != 0) =>
+            {
+                // A value that was not copied sets it, too: nobody sets it to what it is anyhow.
+                self.conflated.insert((socket.pid, socket.handle));
             }
             (_, "zmq_close", Some(socket)) => {
                 self.calls.socket_closed(socket);

@@ -38,6 +38,7 @@ struct Truth {
 struct Link {
     tx_handle: u64,
     rx_handle: u64,
+    tx_pid: u32,
     rx_pid: u32,
     pipes: [u64; 2],
     inodes: [u64; 2],
@@ -106,6 +107,7 @@ impl Sim {
         self.links.push(Link {
             tx_handle,
             rx_handle,
+            tx_pid: SENDER,
             rx_pid: RECEIVER,
             pipes: [0x1000 + number, 0x2000 + number],
             inodes: [10 + number, 5000 + number],
@@ -139,7 +141,7 @@ impl Sim {
             if !it.traced[side] {
                 continue;
             }
-            let pid = [SENDER, it.rx_pid][side];
+            let pid = [it.tx_pid, it.rx_pid][side];
             let (local, remote) = if side == 0 { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) };
             let is_tcp = it.isn.is_some();
             self.events.push(Event::Stream(Stream {
@@ -212,9 +214,9 @@ impl Sim {
         self.now = self.now.max(self.sent_ns);
         let mut entry_ns = self.tick();
         let first_ns = entry_ns;
-        let handle = self.links[links[0]].tx_handle;
+        let (pid, handle) = (self.links[links[0]].tx_pid, self.links[links[0]].tx_handle);
         for frame in &frames[..frames.len() - 1] {
-            self.call(SENDER, "zmq_send", handle, *frame, true, Vec::new(), (entry_ns, entry_ns + 300));
+            self.call(pid, "zmq_send", handle, *frame, true, Vec::new(), (entry_ns, entry_ns + 300));
             entry_ns = self.tick();
         }
         let mut counts = Vec::new();
@@ -232,7 +234,7 @@ impl Sim {
         }
         let last = frames[frames.len() - 1];
         self.sent_ns = entry_ns + 300 + late_ns;
-        self.call(SENDER, "zmq_send", handle, last, false, counts, (entry_ns, entry_ns + 300 + late_ns));
+        self.call(pid, "zmq_send", handle, last, false, counts, (entry_ns, entry_ns + 300 + late_ns));
     }
 
     fn send(&mut self, links: &[usize], frames: &[u64]) {
@@ -303,8 +305,8 @@ impl Sim {
         let wire = Wire {
             ts_ns,
             entry_ns: Some(entry_ns),
-            pid: SENDER,
-            tid: 9000,
+            pid: it.tx_pid,
+            tid: it.tx_pid + 50,
             call: SystemCall(44),
             fd: it.fds[0],
             inode: it.inodes[0],
@@ -370,7 +372,7 @@ impl Sim {
             ts_ns,
             entry_ns: None,
             pid: it.rx_pid,
-            tid: 9001,
+            tid: it.rx_pid + 50,
             call: SystemCall(45),
             fd: it.fds[1],
             inode: it.inodes[1],
@@ -1059,4 +1061,101 @@ fn whatever_happens_no_match_is_wrong() {
             sim.check(&messages);
         }
     }
+}
+
+/// What `tests/real/replay.rs` makes reports of: a bit of everything. ZMQTRACE_UPDATE=1 writes it anew.
+#[test]
+fn the_recording_is_what_the_model_makes() {
+    use crate::event::Process;
+    let mut sim = Sim::new();
+    for (pid, name) in [(SENDER, "orders"), (RECEIVER, "desk")] {
+        let (ts_ns, name) = (sim.now, name.to_owned());
+        let (libraries, is_target) = (Vec::new(), true);
+        sim.events.push(Event::Process(Process { ts_ns, pid, name, libraries, is_target }));
+    }
+    for (pid, handle, socket_type) in [
+        (SENDER, 1, PUSH),
+        (RECEIVER, 2, PULL),
+        (SENDER, 3, PUB),
+        (RECEIVER, 4, SUB),
+        (RECEIVER, 5, SUB),
+        (SENDER, 6, REQ),
+        (RECEIVER, 7, REP),
+        (SENDER, 8, PAIR),
+        (SENDER, 9, PAIR),
+        (SENDER, 10, PUSH),
+    ] {
+        sim.socket(pid, handle, socket_type);
+    }
+    let jobs = sim.link(1, 2, Some(u32::MAX - 2_000));
+    let published = [sim.link(3, 4, None), sim.link(3, 5, None)];
+    let (request, reply) = (sim.link(6, 7, Some(1)), sim.link(7, 6, Some(2)));
+    (sim.links[reply].tx_pid, sim.links[reply].rx_pid) = (RECEIVER, SENDER);
+    // One connection and one queue, both ways.
+    let [own, other] = sim.links[request].inodes;
+    sim.links[reply].inodes = [other, own];
+    let [own, other] = sim.links[request].pipes;
+    sim.links[reply].pipes = [other, own];
+    let inside = sim.link(8, 9, None);
+    (sim.links[inside].is_inproc, sim.links[inside].rx_pid) = (true, SENDER);
+    let away = sim.link(10, 11, Some(3));
+    sim.links[away].traced[1] = false;
+    for link in [jobs, published[0], published[1], request, inside, away] {
+        sim.meet(link, true);
+    }
+    for round in 0..20 {
+        for size in 0..5 {
+            sim.send(&[jobs], &[10 + size * 20]);
+        }
+        sim.send(&[jobs], &[8, 2_000]);
+        sim.write(jobs, 8192, 1_500);
+        sim.read(jobs, 1_000);
+        // The receiver pauses once.
+        sim.now += if round == 10 { 5_000_000 } else { 0 };
+        sim.drain(jobs);
+        sim.send(if round % 4 == 0 { &published[..1] } else { &published }, &[30]);
+        published.iter().for_each(|link| sim.drain(*link));
+        sim.send(&[request], &[0, 12]);
+        sim.drain(request);
+        sim.now += 40_000;
+        sim.send(&[reply], &[0, 5]);
+        sim.drain(reply);
+        sim.send_late(&[inside], &[3], 10_000);
+        sim.drain(inside);
+        sim.send(&[away], &[40]);
+        sim.drain(away);
+        if round == 9 {
+            sim.now += 2 * SECOND_NS;
+            sim.events.push(Event::Tick(crate::event::Tick { ts_ns: sim.now }));
+        }
+    }
+    let at = (sim.tick(), sim.tick());
+    sim.call(SENDER, "zmq_send", 3, 5, false, Vec::new(), at);
+    sim.send(&[jobs], &[10]);
+    sim.end();
+    sim.events.sort_by_key(Event::ts_ns);
+    // One record was lost, and one stamp is wrong.
+    let mut writes = sim.events.iter().enumerate().filter(
+        |(_, event)| matches!(event, Event::Wire(wire) if wire.inode == 11 && wire.direction == Direction::Send),
+    );
+    let lost = writes.nth(12).expect("there are more").0;
+    sim.events.remove(lost);
+    let late_ns = sim.now;
+    let mut sends = sim.events.iter_mut().filter_map(|event| match event {
+        Event::Call(call) if call.pid == SENDER && call.args[0] == 3 => Some(call),
+        _ => None,
+    });
+    sends.nth(3).expect("there are more").entry_ns = late_ns;
+    let text: String =
+        sim.events.iter().map(|event| serde_json::to_string(event).expect("serialises") + "\n").collect();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/latency.jsonl");
+    if std::env::var_os("ZMQTRACE_UPDATE").is_some() {
+        std::fs::write(path, &text).expect("the data can be written");
+    }
+    let saved = std::fs::read_to_string(path).expect("the events are there");
+    assert_eq!(text.lines().count(), saved.lines().count());
+    for (number, (made, saved)) in text.lines().zip(saved.lines()).enumerate() {
+        assert_eq!(made, saved, "line {}", number + 1);
+    }
+    run(&sim.events);
 }
