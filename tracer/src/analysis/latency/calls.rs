@@ -28,6 +28,8 @@ pub struct ApiMessage {
     pub parts: u32,
     /// Whether this thread's calls on the socket since its last message were all seen.
     pub is_gapless: bool,
+    /// Where in its thread's calls it was complete.
+    pub place: Place,
     /// Why its stamps are not what they seem, or nothing is known of its pipes.
     pub flaw: Option<Reason>,
 }
@@ -64,7 +66,7 @@ struct Thread {
 
 /// Where in a thread's calls something happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+pub struct Place {
     ns: u64,
     tid: u32,
     gaps: u32,
@@ -74,7 +76,7 @@ struct Place {
 
 impl Place {
     /// Whether no call between the two was missed.
-    const fn leads_to(self, later: Self) -> bool {
+    pub const fn leads_to(self, later: Self) -> bool {
         self.tid == later.tid && self.gaps == later.gaps
     }
 
@@ -139,6 +141,7 @@ impl Calls {
             size: message.size,
             parts: message.parts,
             is_gapless: message.last.is_some_and(|last| last.leads_to(place)),
+            place,
             flaw,
         };
         message.first = None;

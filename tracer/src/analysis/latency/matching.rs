@@ -65,6 +65,8 @@ pub struct Crossing {
     pub tx: End,
     /// The receiver's end.
     pub rx: End,
+    /// The send cannot have returned before: its pipe was made later.
+    pub not_before_ns: u64,
     /// Entry of the system call that carried its last byte.
     pub tx_ns: Option<u64>,
     /// Exit of the one that returned it.
@@ -267,11 +269,11 @@ impl Matching {
         if let Some(reason) = flaw {
             return self.give_up(flight, reason);
         }
-        let differs = sent.zip(*received).is_some_and(|(sent, received)| {
-            // A ROUTER adds the sender's identity, a REP and a REQ take the envelope away: sizes may differ.
-            sent.return_ns < sent.enter_ns || received.return_ns < received.enter_ns
-        });
-        if differs || !message.is_in_order() {
+        let differs = sent
+            .zip(*received)
+            .is_some_and(|(sent, received)| sent.return_ns < sent.enter_ns || received.return_ns < received.enter_ns);
+        let is_of_another_pipe = sent.is_some_and(|sent| sent.return_ns < crossing.not_before_ns);
+        if differs || is_of_another_pipe || !message.is_in_order() {
             return self.give_up(flight, Reason::Contradiction);
         }
         let reason = match (crossing.tx, crossing.rx) {
@@ -329,6 +331,7 @@ impl Matching {
             connection: None,
             tx: End::Numbered(sent),
             rx: End::Numbered(received),
+            not_before_ns: 0,
             tx_ns: None,
             rx_ns: None,
             index: 0,

@@ -533,11 +533,14 @@ impl Latency {
         }
         let ApiMessage { socket, enter_ns, return_ns, size, parts, flaw, .. } = *message;
         let moved = Moved { socket, enter_ns, return_ns, size, parts, flaw };
-        let (mut sure, mut perhaps) = (Vec::new(), Vec::new());
+        let (mut sure, mut perhaps, mut next) = (Vec::new(), Vec::new(), Vec::new());
         for count in counts {
             let stamps = (enter_ns, return_ns);
             let (pipe, before) = self.pipes.called(socket, count.pipe, message.direction, count.count, stamps);
             let number = Number { pipe, number: count.count };
+            if !is_sent && self.pipes.is_next(pipe, count.count, before, message.place) {
+                next.push(number);
+            }
             match before {
                 _ if !count.unsure => sure.push((count.pipe, number)),
                 // Counted by an earlier call.
@@ -560,6 +563,10 @@ impl Latency {
                 }
                 _ => return self.matching.unnumbered(&moved, is_sent, Reason::Ambiguous),
             };
+            if !is_sent && !next.contains(&one.1) && self.may_be_another_pipe(one.1, return_ns) {
+                self.pipes.doubt(one.1.pipe);
+                return self.matching.unnumbered(&moved, is_sent, Reason::Ambiguous);
+            }
             return self.numbered(one, moved, is_sent);
         }
         if sure.is_empty() && perhaps.is_empty() {
@@ -573,6 +580,15 @@ impl Latency {
         for one in sure {
             self.numbered(one, moved, is_sent);
         }
+    }
+
+    /// Whether a pipe that received may be another one at the same address: its connection is closed, and with that the
+    /// pipe goes, once it is empty.
+    fn may_be_another_pipe(&self, number: Number, ts_ns: u64) -> bool {
+        let Some(pipe) = self.pipes.get(number.pipe) else { return true };
+        let Some(inode) = pipe.inode else { return false };
+        let is_open = |ending: &streams::Ending| ending.closed_ns.is_none_or(|closed_ns| ts_ns < closed_ns);
+        !pipe.survives && !self.streams.ending(inode).is_some_and(is_open)
     }
 
     fn numbered(&mut self, (pipe, number): (u64, Number), moved: Moved, is_sent: bool) {
@@ -619,6 +635,7 @@ impl Latency {
     fn wire(&mut self, world: &World, wire: &Wire) {
         self.streams.seen(wire);
         let is_proxied = wire.handle.is_some_and(|handle| self.proxied.contains(&(wire.pid, handle)));
+        let survives = world.fd(wire.pid, wire.fd).and_then(|fd| fd.role) == Some(Role::Connect);
         let mut pipe = None;
         if let Some(handle) = wire.handle {
             let generation = world.newest_generation(wire.pid, handle);
@@ -629,14 +646,14 @@ impl Latency {
                     ending.party = Party::Socket(socket);
                     ending.is_encrypted |= is_encrypted(world, socket);
                 }
+                ending.survives |= survives;
                 if let Some(socket_type) = socket_type {
                     ending.subscribes[0] |= SUBSCRIBERS.contains(&socket_type);
                     ending.subscribes[1] |= PUBLISHERS.contains(&socket_type);
                 }
             }
         }
-        if let (Some(counts), Some(ending)) = (wire.pipe, self.streams.ending(wire.inode)) {
-            let role = world.fd(wire.pid, wire.fd).and_then(|fd| fd.role);
+        if let Some(counts) = wire.pipe {
             let over_connection =
                 wire.frames.as_ref().filter(|_| wire.from_start).and_then(|frames| match wire.direction {
                     Direction::Send if wire.ret as u64 != wire.wanted => None,
@@ -646,8 +663,7 @@ impl Latency {
             let sight = WireSight {
                 direction: wire.direction,
                 inode: wire.inode,
-                started_ns: ending.started_ns,
-                survives: role == Some(Role::Connect),
+                survives,
                 count: counts.count,
                 over_connection,
                 ts_ns: wire.ts_ns,

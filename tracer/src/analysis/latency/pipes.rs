@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Aged, SocketId};
+use super::{Aged, SocketId, calls::Place};
 use crate::event::{Direction, Pipe};
 
 /// Pipes that are kept; beyond it those that were used longest ago are forgotten.
@@ -21,6 +21,8 @@ pub struct PipeState {
     pub peer: Option<u64>,
     /// The connection that it was last seen at.
     pub inode: Option<u64>,
+    /// Whether it may outlive that.
+    pub survives: bool,
     /// Of a pipe to a connection: it is not one to another socket.
     pub has_wire: bool,
     /// Messages that calls have sent.
@@ -36,8 +38,8 @@ pub struct PipeState {
     /// Messages that the connection has taken out, and put in.
     wire: [u64; 2],
     wire_ns: [u64; 2],
-    /// When the first call that used it began.
-    first_call_ns: Option<u64>,
+    /// Where in its thread's calls the last message was received.
+    received_at: Option<Place>,
     used_ns: u64,
 }
 
@@ -56,8 +58,6 @@ pub struct WireSight {
     pub direction: Direction,
     /// The connection.
     pub inode: u64,
-    /// When it began, as far as is known.
-    pub started_ns: u64,
     /// Whether the pipe may outlive a connection: it came of a connect.
     pub survives: bool,
     /// Messages through the pipe by then.
@@ -84,6 +84,21 @@ impl Pipes {
     /// The same, to be changed.
     pub fn get_mut(&mut self, id: PipeId) -> Option<&mut PipeState> {
         self.states.get_mut(&id)
+    }
+
+    /// A message was received: whether it was the next one after the last one that was seen, which is certain where no
+    /// call in between was missed.
+    pub fn is_next(&mut self, id: PipeId, count: u64, before: Option<u64>, place: Place) -> bool {
+        let Some(state) = self.states.get_mut(&id) else { return false };
+        let last = state.received_at.replace(place);
+        before.is_some_and(|before| before + 1 == count) && last.is_some_and(|last| last.leads_to(place))
+    }
+
+    /// It is not known whether what was received last came from this pipe: nor is it of what comes next.
+    pub fn doubt(&mut self, id: PipeId) {
+        if let Some(state) = self.states.get_mut(&id) {
+            state.received_at = None;
+        }
     }
 
     /// Every pipe.
@@ -131,7 +146,6 @@ impl Pipes {
         let id = if is_another { self.renew(socket.pid, pipe) } else { id };
         let state = self.states.entry(id).or_default();
         state.socket = Some(socket);
-        state.first_call_ns.get_or_insert(enter_ns);
         state.used_ns = state.used_ns.max(return_ns);
         let counter = if which == 0 { &mut state.sent } else { &mut state.received };
         let before = (state.call_ns[which] != 0).then_some(counter.now);
@@ -151,11 +165,11 @@ impl Pipes {
         // A pipe that goes on over a new connection has counted what went over the old one.
         let starts_anew = is_other_connection
             && sight.over_connection.is_some_and(|over| sight.count.saturating_sub(over) < state.wire[which]);
-        let is_used = state.wire != [0; 2] || state.first_call_ns.is_some_and(|ns| ns < sight.started_ns);
-        let is_another = went_back || starts_anew || (is_other_connection && !sight.survives && is_used && is_later);
+        let is_another = went_back || starts_anew || (is_other_connection && !sight.survives && is_later);
         let id = if is_another { self.renew(pid, pipe) } else { id };
         let state = self.states.entry(id).or_default();
         state.inode = Some(sight.inode);
+        state.survives = sight.survives;
         state.has_wire = true;
         state.wire[which] = state.wire[which].max(sight.count);
         state.wire_ns[which] = state.wire_ns[which].max(sight.ts_ns);

@@ -47,8 +47,11 @@ pub struct Ending {
     network: Option<u64>,
     /// The other end.
     peer: Option<u64>,
-    closed_ns: Option<u64>,
+    /// When it was closed.
+    pub closed_ns: Option<u64>,
     used_ns: u64,
+    /// Whether its pipe may be older: it came of a connect.
+    pub survives: bool,
     /// Who it is: its socket, or its process.
     pub party: Party,
     /// Whether contents are encrypted, so that the walk cannot tell parts from messages.
@@ -194,6 +197,7 @@ impl Streams {
                 peer: None,
                 closed_ns: None,
                 used_ns: stream.ts_ns,
+                survives: false,
                 party: Party::Process(stream.pid),
                 is_encrypted: false,
                 subscribes: [false; 2],
@@ -540,6 +544,7 @@ impl Streams {
                         connection: connection.clone(),
                         tx: written.end_of(nth),
                         rx: End::Unknown(reason),
+                        not_before_ns: ending.not_before_ns(),
                         tx_ns: written.entry_ns,
                         rx_ns: None,
                         index: written.before + nth + 1,
@@ -569,6 +574,7 @@ impl Streams {
                         connection: connection.clone(),
                         tx: End::Unknown(reason),
                         rx: End::Numbered(Number { pipe, number: before + nth }),
+                        not_before_ns: 0,
                         tx_ns: None,
                         rx_ns: Some(segment.rx_ns),
                         index: before + nth,
@@ -757,6 +763,11 @@ fn is_loopback(address: &str) -> bool {
 }
 
 impl Ending {
+    /// When the first send can have returned that went over it.
+    const fn not_before_ns(&self) -> u64 {
+        if self.survives || !self.from_start { 0 } else { self.started_ns }
+    }
+
     /// Both addresses, this end's first.
     fn connection(&self) -> Option<Arc<str>> {
         match (&self.local, &self.remote) {
@@ -944,6 +955,7 @@ fn cross(
                 (None, true, None) => End::Unknown(Reason::PipeUnknown),
                 (None, true, Some(_)) => End::Unknown(Reason::Lost),
             },
+            not_before_ns: from.not_before_ns(),
             tx_ns: written.entry_ns,
             rx_ns: Some(segment.rx_ns),
             index: written.before + message + 1,
