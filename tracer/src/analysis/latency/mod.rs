@@ -6,8 +6,8 @@
 //! the number of the receiver's. `matching` joins all of that, in whatever order it comes. `histograms` has what is
 //! reported, and what became of those messages that could not be matched: never is one guessed.
 //!
-//! What is kept is bounded: the number of messages that wait for their counterparts ([`matching`]), system calls,
-//! connections ([`streams`]), pipes ([`pipes`]), and pairs with histograms ([`histograms`]).
+//! What is kept is bounded: the number of messages that wait for their counterparts (`matching`), system calls,
+//! connections (`streams`), pipes (`pipes`), and pairs with histograms (`histograms`).
 
 mod calls;
 mod histograms;
@@ -36,7 +36,7 @@ use self::{
 };
 use super::narrow::Narrow;
 use crate::{
-    event::{Call, Command, CommandContent, Direction, Event, Inside, PipeCount, Role, Snapshot, Wire},
+    event::{Call, Change, Command, CommandContent, Direction, Event, FdPart, Inside, PipeCount, Role, Snapshot, Wire},
     world::{SocketLabel, World},
 };
 
@@ -329,7 +329,13 @@ impl Latency {
             }
             Event::Snapshot(snapshot) => self.snapshot(snapshot),
             Event::Fd(change) => {
-                if matches!(change.change, crate::event::Change::Closed | crate::event::Change::Removed) {
+                let part = world.fd(change.pid, change.fd).map(|fd| fd.part);
+                let is_over = match change.change {
+                    Change::Closed => true,
+                    Change::Removed => part == Some(FdPart::Connection),
+                    _ => false,
+                };
+                if is_over {
                     self.streams.closed(change.pid, change.fd, change.ts_ns);
                 }
             }
@@ -501,6 +507,10 @@ impl Latency {
             {
                 // A value that was not copied sets it, too: nobody sets it to what it is anyhow.
                 self.conflated.insert((socket.pid, socket.handle));
+            }
+            (Class::Endpoint, _, Some(socket)) => {
+                // It may be admitted by its new endpoint.
+                self.names.remove(&socket);
             }
             (_, "zmq_close", Some(socket)) => {
                 self.calls.socket_closed(socket);

@@ -225,6 +225,13 @@ impl Streams {
 
     /// An end of which only a system call was seen.
     pub fn seen(&mut self, wire: &Wire) {
+        if let Some(ending) = self.endings.get_mut(&wire.inode)
+            && ending.closed_ns.is_some_and(|closed_ns| closed_ns < wire.ts_ns)
+        {
+            // It was not: a connecter's fd is removed and added again once it is connected.
+            ending.closed_ns = None;
+            self.by_fd.insert((wire.pid, wire.fd), wire.inode);
+        }
         if !self.endings.contains_key(&wire.inode) {
             self.met(&Stream {
                 ts_ns: wire.ts_ns,
@@ -285,6 +292,8 @@ impl Streams {
         let Some(ending) = self.endings.get_mut(&wire.inode) else { return };
         ending.used_ns = wire.ts_ns;
         let (is_encrypted, peer, from_start) = (ending.is_encrypted, ending.peer, wire.from_start);
+        let is_encrypted =
+            is_encrypted || peer.is_some_and(|peer| self.endings.get(&peer).is_some_and(|it| it.is_encrypted));
         self.returned(wire.tid, wire.ts_ns);
         if ending_is_subscriber(&self.endings, wire.inode) || wire.ret <= 0 {
             return;
@@ -329,7 +338,9 @@ impl Streams {
             numbering: Numbering::Pending,
             left: end - start,
         };
-        let is_complete = wire.ret as u64 == wire.wanted;
+        // Inside a frame of which encryption hides whether it is the last one, it is not known whether its message counts.
+        let is_clear = !is_encrypted || frames.is_some_and(|frames| frames.inside == Inside::Nothing);
+        let is_complete = wire.ret as u64 == wire.wanted && is_clear;
         match (pipe, wire.pipe, frames) {
             (Some(pipe), Some(counts), Some(frames)) => {
                 let first = sender.offset;
@@ -338,7 +349,7 @@ impl Streams {
                     let offset = taken as i64 - frames.total_messages as i64;
                     let known_before = first.is_some_and(|(of, known)| of == pipe && known == offset);
                     let differs = first.is_some_and(|(of, known)| of == pipe && known != offset);
-                    // With encryption parts count as messages: only where both counts have grown by the same are they.
+                    // With encryption parts count as messages: only where both counts have grown by the same, none did.
                     let is_sure = if is_encrypted {
                         known_before || (first.is_none() && from_start && offset == 0)
                     } else {
@@ -735,6 +746,13 @@ impl Streams {
         }
     }
 
+    /// System calls that wait for their counterparts.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        let sent = self.senders.values().map(|sender| sender.written.len());
+        sent.chain(self.receivers.values().map(|receiver| receiver.segments.len())).sum()
+    }
+
     fn forget_oldest(&mut self) {
         let mut ages: Vec<_> =
             self.endings.iter().map(|(inode, it)| (it.closed_ns.is_none(), it.used_ns, *inode)).collect();
@@ -927,7 +945,9 @@ fn cross(
     }
     // Encrypted parts look like messages; what the pipe counted tells.
     let is_sure = |(place, ..): &(usize, u64, u32)| matches!(sender.written[*place].numbering, Numbering::Of(..));
-    if to.is_encrypted && counted != Some(ended.len() as u64) && (holes > 0 || !ended.iter().all(is_sure)) {
+    if (from.is_encrypted || to.is_encrypted)
+        && (holes > 0 || counted != Some(ended.len() as u64) && !ended.iter().all(is_sure))
+    {
         segment.done = forced || counted.is_some();
         return;
     }
