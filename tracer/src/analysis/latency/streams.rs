@@ -23,7 +23,7 @@ const MAX_STREAMS: usize = 1 << 14;
 const MAX_CALLS: usize = 1 << 13;
 /// The same for messages that ended in them.
 const MAX_ENDS: u64 = 1 << 17;
-/// How long it is waited for the other end of a connection to be seen.
+/// How long it is waited for the other end of a connection to be seen, once this one has moved bytes.
 const PEER_GRACE_NS: u64 = SECOND_NS;
 /// How long what has no counterpart, though later bytes have, is kept in case it comes late.
 const LATE_NS: u64 = 10 * SECOND_NS;
@@ -47,6 +47,8 @@ pub struct Ending {
     network: Option<u64>,
     /// The other end.
     peer: Option<u64>,
+    /// When it was first seen to move bytes.
+    moved_ns: Option<u64>,
     /// When it was closed.
     pub closed_ns: Option<u64>,
     used_ns: u64,
@@ -181,8 +183,8 @@ impl Streams {
             if known.local.is_some() || stream.local.is_none() {
                 return self.pair(stream.inode);
             }
-            known.local = stream.local.as_deref().map(Arc::from);
-            known.remote = stream.remote.as_deref().map(Arc::from);
+            known.local = stream.local.as_deref().map(plain);
+            known.remote = stream.remote.as_deref().map(plain);
         } else {
             self.closed(stream.pid, stream.fd, stream.ts_ns);
             let ending = Ending {
@@ -190,11 +192,12 @@ impl Streams {
                 fd: stream.fd,
                 started_ns: stream.ts_ns,
                 from_start: stream.from_start,
-                local: stream.local.as_deref().map(Arc::from),
-                remote: stream.remote.as_deref().map(Arc::from),
+                local: stream.local.as_deref().map(plain),
+                remote: stream.remote.as_deref().map(plain),
                 peer_inode: stream.peer_inode,
                 network: self.networks.get(&stream.pid).copied(),
                 peer: None,
+                moved_ns: None,
                 closed_ns: None,
                 used_ns: stream.ts_ns,
                 survives: false,
@@ -290,7 +293,7 @@ impl Streams {
     pub fn wrote(&mut self, wire: &Wire, pipe: Option<PipeId>, has_calls: bool) {
         let frames = wire.frames.as_ref();
         let Some(ending) = self.endings.get_mut(&wire.inode) else { return };
-        ending.used_ns = wire.ts_ns;
+        ending.moved(wire);
         let (is_encrypted, peer, from_start) = (ending.is_encrypted, ending.peer, wire.from_start);
         let is_encrypted =
             is_encrypted || peer.is_some_and(|peer| self.endings.get(&peer).is_some_and(|it| it.is_encrypted));
@@ -341,6 +344,8 @@ impl Streams {
         // Inside a frame of which encryption hides whether it is the last one, it is not known whether its message counts.
         let is_clear = !is_encrypted || frames.is_some_and(|frames| frames.inside == Inside::Nothing);
         let is_complete = wire.ret as u64 == wire.wanted && is_clear;
+        // Receives of what has its numbers now.
+        let mut numbered_from = start;
         match (pipe, wire.pipe, frames) {
             (Some(pipe), Some(counts), Some(frames)) => {
                 let first = sender.offset;
@@ -367,6 +372,7 @@ impl Streams {
                     let pending = sender.written.iter_mut().rev().filter(|it| it.exit_ns <= wire.ts_ns);
                     for earlier in pending.take_while(|it| it.numbering == Numbering::Pending) {
                         earlier.numbering = number(earlier.before);
+                        numbered_from = earlier.start;
                     }
                     sender.offset = Some((pipe, offset));
                 }
@@ -381,7 +387,7 @@ impl Streams {
         if let Some(peer) = peer {
             self.confirm_drained(wire.inode, peer, start, entry_ns, exit_ns);
             self.align(wire.inode, peer);
-            self.cross_from(wire.inode, peer, start, end);
+            self.cross_from(wire.inode, peer, numbered_from, end);
         } else {
             self.alone(wire.inode, wire.ts_ns, false);
         }
@@ -390,7 +396,7 @@ impl Streams {
     /// A system call has received.
     pub fn read(&mut self, wire: &Wire, pipe: Option<PipeId>, has_calls: bool) {
         let Some(ending) = self.endings.get_mut(&wire.inode) else { return };
-        ending.used_ns = wire.ts_ns;
+        ending.moved(wire);
         let (peer, subscribes) = (ending.peer, ending.subscribes[1]);
         let entry_ns = wire.entry_ns.or_else(|| self.threads.get(&wire.tid).copied());
         self.returned(wire.tid, wire.ts_ns);
@@ -532,7 +538,9 @@ impl Streams {
     fn alone(&mut self, inode: u64, now_ns: u64, forced: bool) {
         let Some(ending) = self.endings.get(&inode) else { return };
         let is_alone = ending.peer.is_none();
-        if !forced && (!is_alone || now_ns < ending.started_ns + PEER_GRACE_NS) {
+        // The other end is met when it moves bytes, too.
+        let is_early = ending.moved_ns.is_none_or(|moved_ns| now_ns < moved_ns + PEER_GRACE_NS);
+        if !forced && (!is_alone || is_early) {
             return;
         }
         let reason = if is_alone { Reason::PeerNotTraced } else { Reason::NotSynchronised };
@@ -770,6 +778,15 @@ fn ending_is_subscriber(endings: &FxHashMap<u64, Ending>, inode: u64) -> bool {
     })
 }
 
+/// An address as both ends write it: one of IPv4 may be written as one of IPv6.
+fn plain(address: &str) -> Arc<str> {
+    let host = address.split_once("[::ffff:").and_then(|(scheme, rest)| Some((scheme, rest.split_once(']')?)));
+    match host {
+        Some((scheme, (host, port))) if host.contains('.') => format!("{scheme}{host}{port}").into(),
+        _ => address.into(),
+    }
+}
+
 fn is_tcp(address: &str) -> bool {
     !address.starts_with("ipc:")
 }
@@ -781,6 +798,13 @@ fn is_loopback(address: &str) -> bool {
 }
 
 impl Ending {
+    fn moved(&mut self, wire: &Wire) {
+        self.used_ns = wire.ts_ns;
+        if wire.ret > 0 {
+            self.moved_ns.get_or_insert(wire.ts_ns);
+        }
+    }
+
     /// When the first send can have returned that went over it.
     const fn not_before_ns(&self) -> u64 {
         if self.survives || !self.from_start { 0 } else { self.started_ns }

@@ -621,6 +621,36 @@ fn late_attach_to_tcp() {
     assert_eq!(messages[0].number, 101);
 }
 
+/// A connection that rests: the receiver's end is met when it reads, the sender's was long before.
+#[test]
+fn the_first_message_after_a_pause() {
+    let (mut sim, link) = pair(Some(1));
+    sim.forget(link);
+    sim.meet(link, false);
+    sim.now += 20 * SECOND_NS;
+    sim.send(&[link], &[64]);
+    sim.drain(link);
+    sim.end();
+    let read = sim.events.iter().find_map(|event| match event {
+        Event::Wire(wire) if wire.pid == RECEIVER => Some(wire.ts_ns),
+        _ => None,
+    });
+    for event in &mut sim.events {
+        if let Event::Stream(stream) = event
+            && stream.pid == RECEIVER
+        {
+            stream.ts_ns = read.expect("it was read");
+            // It has accepted on a socket for both families.
+            stream.local = Some("tcp://[::ffff:127.0.0.1]:5555".into());
+            stream.remote = stream.remote.as_ref().map(|remote| remote.replace("127.0.0.1", "[::ffff:127.0.0.1]"));
+        }
+    }
+    sim.events.sort_by_key(Event::ts_ns);
+    // The end is told of before the system call that met it.
+    let (messages, latency) = run(&sim.events);
+    assert_eq!(sim.check(&messages), 1, "{:?}", latency.coverage());
+}
+
 #[test]
 fn lost_records_make_no_wrong_match() {
     let (mut sim, link) = pair(Some(5));
