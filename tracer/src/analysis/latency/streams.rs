@@ -927,15 +927,13 @@ fn cross(
         return;
     }
     let (start, end) = (segment.start as i64 + difference, segment.end as i64 + difference);
-    let (Ok(start), Ok(end)) = (u64::try_from(start), u64::try_from(end)) else {
-        // Bytes from before the sender was seen.
-        segment.done = end <= 0 || forced;
-        return;
-    };
+    // Bytes from before the sender was seen.
+    let begins_before = start < 0;
+    let (start, end) = (start.max(0) as u64, end.max(0) as u64);
     let first = sender.written.partition_point(|written| written.end <= start);
     let last = sender.written.partition_point(|written| written.start < end);
     // Messages that ended in it, by stretches without a hole: each is a send, and which of its messages.
-    let (mut at, mut holes) = (start, 0);
+    let (mut at, mut holes) = (start, u32::from(begins_before));
     let mut ended: Vec<(usize, u64, u32)> = Vec::new();
     for place in first..last {
         let written = &sender.written[place];
@@ -963,6 +961,10 @@ fn cross(
     }
     if at < end {
         holes += 1;
+    }
+    if end == 0 {
+        segment.done = true;
+        return;
     }
     if holes > 0 && !forced {
         return;

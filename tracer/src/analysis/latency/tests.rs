@@ -48,8 +48,8 @@ struct Link {
     is_inproc: bool,
     /// Whether this side's events are seen.
     traced: [bool; 2],
-    /// Bytes, messages that went before observation began.
-    late: Option<(u64, u64)>,
+    /// Bytes sent, bytes received and messages sent before observation began.
+    late: Option<(u64, u64, u64)>,
     /// Messages that were counted by the pipes before this connection.
     earlier: [u64; 2],
     queue: VecDeque<Model>,
@@ -177,11 +177,11 @@ impl Sim {
         self.sequences.clear();
         let it = &mut self.links[link];
         let (tx, rx) = (it.tx_handle, it.rx_handle);
-        it.late = Some((it.sent, it.ends.iter().filter(|(end, ..)| *end <= it.sent).count() as u64));
+        it.late = Some((it.sent, it.read, it.ends.iter().filter(|(end, ..)| *end <= it.sent).count() as u64));
         self.socket(SENDER, tx, PUSH);
         self.socket(RECEIVER, rx, PULL);
         for truth in &mut self.truths {
-            *truth = Truth::default();
+            truth.enter_ns = 0;
         }
     }
 
@@ -338,7 +338,7 @@ impl Sim {
                 || (*left == model.frames[model.frames.len() - 1] + 2 && model.frames.len() > 1)
         });
         let taken = it.earlier[0] + it.taken - u64::from(is_part_under_way);
-        let (late_bytes, late_messages) = it.late.unwrap_or_default();
+        let (late_bytes, _, late_messages) = it.late.unwrap_or_default();
         let wire = Wire {
             ts_ns,
             entry_ns: Some(entry_ns),
@@ -403,7 +403,7 @@ impl Sim {
                 it.arrived.push_back(Model { truth: *truth, frames: vec![1], is_last: *is_last });
             }
         }
-        let (late_bytes, _) = it.late.unwrap_or_default();
+        let (_, late_bytes, _) = it.late.unwrap_or_default();
         // Observation begins between two messages here.
         let wire = Wire {
             ts_ns,
@@ -856,7 +856,7 @@ fn unix_once_it_was_drained() {
     sim.forget(link);
     sim.meet(link, false);
     // What was sent before is received now: both count from different bytes.
-    sim.links[link].late = Some((0, 0));
+    sim.links[link].late = Some((0, 0, 0));
     let sent = sim.links[link].sent;
     while sim.read(link, 8192) || sim.receive(link) {}
     for event in &mut sim.events {
@@ -894,7 +894,7 @@ fn unix_with_a_send_under_way_is_not_synchronised() {
     let (mut sim, link) = pair(None);
     sim.forget(link);
     sim.meet(link, false);
-    sim.links[link].late = Some((0, 0));
+    sim.links[link].late = Some((0, 0, 0));
     for _ in 0..10 {
         sim.send(&[link], &[30]);
         sim.write(link, 8192, u64::MAX);
@@ -1226,6 +1226,44 @@ fn numbers_that_begin_anew_make_no_wrong_match() {
         }
     }
     assert!(matched[0] * 1000 >= matched[1] * 990, "{matched:?}");
+}
+
+/// Observation begins at any moment of a busy connection: in the midst of frames, with messages on their way.
+#[test]
+fn attached_at_any_moment() {
+    for seed in 0..200 {
+        let mut chance = Chance(5 + seed);
+        let (mut sim, link) = pair(Some(chance.below(1 << 31) as u32 * 2));
+        let mut later = 0;
+        for step in 0..800 {
+            if step == 300 {
+                sim.forget(link);
+                sim.meet(link, false);
+                later = sim.truths.len();
+            }
+            match chance.below(8) {
+                0..3 => {
+                    let parts: Vec<_> = (0..=chance.below(2)).map(|_| chance.below(200)).collect();
+                    sim.send(&[link], &parts);
+                }
+                3..5 => _ = sim.write(link, 500, if chance.below(2) == 0 { u64::MAX } else { chance.below(400) + 1 }),
+                5..7 => _ = sim.read(link, chance.below(900) + 1),
+                _ => _ = sim.receive(link),
+            }
+        }
+        sim.drain(link);
+        sim.end();
+        sim.events.sort_by_key(Event::ts_ns);
+        let (messages, latency) = run(&sim.events);
+        let whole = sim.check(&messages);
+        assert_eq!(whole, sim.truths.len() - later, "{seed}: {:?}", latency.coverage());
+        for loss in [2, 10, 60] {
+            let mut some = sim.events.clone();
+            some.retain(|event| !matches!(event, Event::Call(_) | Event::Wire(_)) || chance.below(loss) != 0);
+            let (messages, _) = run(&some);
+            sim.check(&messages);
+        }
+    }
 }
 
 /// Encryption hides which frames are parts: what is not certain is not matched, the rest is.
