@@ -8,7 +8,7 @@ use std::{
 
 use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
 
-use super::args::{Attach, ClassName, Common, DEFAULT_CLASSES, Sockets, Stat, Trace};
+use super::args::{Attach, ClassName, Common, DEFAULT_CLASSES, Latency, Sockets, Stat, Trace};
 use super::{deadline, say};
 use crate::{
     analysis::{calls::Filter, narrow::Narrow},
@@ -19,8 +19,8 @@ use crate::{
     error::Error,
     event::{Event, Loss},
     output::{
-        Dot, JsonSockets, JsonStat, JsonTrace, Report, Sink, Sockets as SocketTable, StatTable, Strace, StraceOptions,
-        TimeFormat,
+        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, LatencyOptions, LatencyTable, Report, Sink,
+        Sockets as SocketTable, StatTable, Strace, StraceOptions, TimeFormat,
     },
     target::{self, Process},
     world::World,
@@ -81,6 +81,37 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
         Box::new(JsonStat::new(narrow, intervals))
     } else {
         Box::new(StatTable::new(narrow, intervals))
+    };
+    run(common, &arguments.attach, &options, World::default(), report.as_mut())
+}
+
+/// `zmqtrace latency`.
+pub fn latency(arguments: &Latency) -> Result<(), Error> {
+    let common = &arguments.common;
+    let sees_calls =
+        [Class::Ctx, Class::Socket, Class::Endpoint, Class::Option, Class::Send, Class::Recv, Class::Proxy];
+    let classes = if arguments.wire_only { Vec::new() } else { sees_calls.to_vec() };
+    let options = Options {
+        records: classes.clone(),
+        classes,
+        fds: true,
+        net: true,
+        pipes: true,
+        wire_only: arguments.wire_only,
+        interval: arguments.interval,
+        ..options(common, &arguments.attach)
+    };
+    let shown = LatencyOptions {
+        messages: arguments.messages || arguments.slower_than.is_some(),
+        slower_than_ns: arguments.slower_than.map_or(0, |time| time.as_nanos() as u64),
+        histogram: arguments.histogram,
+        intervals: arguments.interval.is_some(),
+    };
+    let narrow = narrow(common);
+    let mut report: Box<dyn Report> = if common.json {
+        Box::new(JsonLatency::new(narrow, shown))
+    } else {
+        Box::new(LatencyTable::new(narrow, shown))
     };
     run(common, &arguments.attach, &options, World::default(), report.as_mut())
 }
