@@ -1,7 +1,7 @@
 //! What a socket says of itself.
 
 use bytes::Bytes;
-use tracer_common::record::{CLOSED_SOCKET_TAG, SOCKET_TAG};
+use tracer_common::record::{CLOSED_SOCKET_TAG, SOCKET_TAG, is_socket_tag};
 
 use super::{
     Detail,
@@ -30,9 +30,6 @@ pub const MAX_TYPE: u8 = 20;
 const SUB: u8 = 2;
 const XSUB: u8 = 10;
 
-/// The tag of a socket that the program has closed, until the reaper has dealt with it.
-pub const CLOSED_TAG: u32 = CLOSED_SOCKET_TAG;
-
 /// Reads the socket at `handle`; `None` when there is none, or its layout is not known.
 pub fn identity(memory: &Memory, version: Version, handle: u64) -> Option<Identity> {
     layouts::sockets(version).into_iter().find_map(|layout| {
@@ -58,9 +55,7 @@ impl Reader<'_> {
         let object = image.members(handle);
         let tag = object.u32(layout.socket_tag)?;
         let socket_type = object.u8(layout.opt_type)?;
-        let is_socket = (tag == SOCKET_TAG || tag == CLOSED_TAG)
-            && object.u64(OBJECT_CTX)? == self.context
-            && socket_type <= MAX_TYPE;
+        let is_socket = is_socket_tag(tag) && object.u64(OBJECT_CTX)? == self.context && socket_type <= MAX_TYPE;
         if !is_socket {
             return None;
         }
@@ -70,7 +65,7 @@ impl Reader<'_> {
             socket_type: Some(i32::from(socket_type)),
             id: object.u32(layout.opt_socket_id),
             mailbox_fd: self.mailbox_fd(&object),
-            closing: tag == CLOSED_TAG,
+            closing: tag == CLOSED_SOCKET_TAG,
             ..SocketState::default()
         };
         // Where peers say who they are, queues are counted in another way.
