@@ -178,6 +178,7 @@ impl Snapshots {
             self.look_into(pid, &mut round, &mut events)?;
         }
         round.describe_connections(&kernel);
+        round.add_shortfalls(&kernel);
         for (pid, mut snapshot) in round.snapshots {
             // Complete only now.
             snapshot.ts_ns = monotonic_ns();
@@ -231,7 +232,7 @@ impl Snapshots {
                 continue;
             }
             let Ok(target) = Target::open(pid, true) else { continue };
-            if !look_with(&target.process, &fds, Detail::Queues).contexts.is_empty() {
+            if look_with(&target.process, &fds, Detail::Queues).is_ok_and(|look| !look.contexts.is_empty()) {
                 self.targets.insert(pid, target);
             }
         }
@@ -337,12 +338,6 @@ impl Round {
     fn describe_connections(&mut self, kernel: &KernelSockets) {
         for (pid, snapshot) in &mut self.snapshots {
             let Some(fds) = self.fds.get(pid) else { continue };
-            let of_network = kernel
-                .shortfalls()
-                .iter()
-                .filter(|shortfall| net::network_namespace(shortfall.pid).ok() == snapshot.network);
-            snapshot.missing.extend(of_network.map(ToString::to_string));
-            snapshot.missing.dedup();
             for connection in connections(snapshot).filter(|connection| connection.kernel.is_none()) {
                 let socket = connection.fd.and_then(|fd| kernel.get(*fds.sockets.get(&fd)?));
                 let Some(socket) = socket else { continue };
@@ -351,6 +346,17 @@ impl Round {
                 connection.remote = socket.remote.as_ref().map(ToString::to_string);
                 connection.kernel = Some(socket.to_event());
             }
+        }
+    }
+
+    /// Adds what the kernel did not tell of the processes' networks.
+    fn add_shortfalls(&mut self, kernel: &KernelSockets) {
+        for snapshot in self.snapshots.values_mut() {
+            let of_network = kernel
+                .shortfalls()
+                .iter()
+                .filter(|shortfall| net::network_namespace(shortfall.pid).ok() == snapshot.network);
+            snapshot.missing.extend(of_network.map(ToString::to_string));
         }
     }
 
@@ -393,13 +399,9 @@ fn connections(snapshot: &mut Snapshot) -> impl Iterator<Item = &mut Connection>
 /// When the process is gone, or may not be looked into.
 pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot> {
     let begun_ns = monotonic_ns();
-    let Look { contexts, unread, is_cut } = look_with(process, fds, detail);
+    let Look { contexts, unread, is_cut } = look_with(process, fds, detail)?;
     let now_ns = monotonic_ns();
     let status = procfs::process::Process::new(process.pid as i32).and_then(|proc| proc.status()).ok();
-    // What was read of a process that has ended meanwhile may be half of it.
-    if Memory::new(process.pid).is_gone() {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
     Ok(Snapshot {
         ts_ns: now_ns,
         took_ns: now_ns - begun_ns,
@@ -423,8 +425,9 @@ pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot
 /// # Errors
 /// When the process is gone, or may not be looked into.
 pub fn queues(process: &Process) -> io::Result<Queues> {
-    let snapshot = take(process, &fds::fds(process.pid)?, Detail::Queues)?;
-    let sockets = snapshot.contexts.into_iter().flat_map(|context| context.sockets);
+    let look = look_with(process, &fds::fds(process.pid)?, Detail::Queues)?;
+    let ts_ns = monotonic_ns();
+    let sockets = look.contexts.into_iter().flat_map(|context| context.sockets);
     let queues = sockets.flat_map(|socket| {
         let queue = move |connection: Connection| {
             let (handle, generation) = (socket.handle, socket.generation);
@@ -432,10 +435,11 @@ pub fn queues(process: &Process) -> io::Result<Queues> {
         };
         socket.connections.into_iter().filter_map(queue)
     });
-    Ok(Queues { ts_ns: snapshot.ts_ns, pid: snapshot.pid, queues: queues.collect() })
+    Ok(Queues { ts_ns, pid: process.pid, queues: queues.collect() })
 }
 
-fn look_with(process: &Process, fds: &Fds, detail: Detail) -> Look {
+/// What libzmq holds in a process. What was read of one that has ended meanwhile may be half of it: that is an error.
+fn look_with(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Look> {
     let fdinfo = |fd: &i32| fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", process.pid)).unwrap_or_default();
     let watched: Vec<_> = fds.event_polls.iter().flat_map(|fd| inspect::parse_fdinfo(&fdinfo(fd))).collect();
     let files = process.file_mappings();
@@ -443,12 +447,13 @@ fn look_with(process: &Process, fds: &Fds, detail: Detail) -> Look {
     let memory = Memory::new(process.pid);
     let image = Image::new(&memory);
     let subject = Subject {
-        own_pid: process.own_pid(),
+        own_pid: process.own_pid,
         image: &image,
         watched: &watched,
         files: &files,
         versions: &versions,
         layouts: layouts::all(),
     };
-    inspect::look(&subject, detail)
+    let look = inspect::look(&subject, detail);
+    if memory.is_gone() { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(look) }
 }
