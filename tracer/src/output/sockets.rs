@@ -75,7 +75,7 @@ impl Report for Sockets {
                 out.flush()
             }
             Event::ProcessExit(exit) if world.process(exit.pid).is_some_and(|process| process.is_target) => {
-                let name = world.process(exit.pid).map_or("?", |process| &process.name);
+                let name = world.process_name(exit.pid);
                 let ended = format!("+++ {name}[{}] ended +++\n", exit.pid);
                 // On a terminal the next look clears what stands there.
                 self.ended.push(ended.clone());
@@ -480,7 +480,7 @@ fn count_of(number: u32, thing: &str) -> String {
 /// A queue that moved since the last sample.
 fn write_flow(world: &World, flow: &Flow, out: &mut Sink) -> io::Result<()> {
     let name = world.socket_name(flow.pid, flow.handle, flow.generation).unwrap_or_default();
-    let process = world.process(flow.pid).map_or("?", |process| &process.name);
+    let process = world.process_name(flow.pid);
     let at_s = flow.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
     let fd = flow.fd.map(|fd| format!(" fd {fd}")).unwrap_or_default();
     let direction = |word: &str, depth: u64, hwm: i32, written: u64, read: u64| match (depth, written, read) {

@@ -115,7 +115,7 @@ fn write_moved(out: &mut Sink, world: &World, moved: &MovedBySocket, narrow: &Na
             continue;
         }
         rows += 1;
-        let process = world.process(pid).map_or("?", |process| &process.name);
+        let process = world.process_name(pid);
         table.add_row([
             format!("{process}[{pid}] {}", world.socket_name(pid, handle, generation).unwrap_or_default()),
             moved.sent.to_string(),
@@ -137,7 +137,7 @@ fn write_moved(out: &mut Sink, world: &World, moved: &MovedBySocket, narrow: &Na
 
 fn cells(world: &World, counts: &Counts, key: &Key, row: &Row, several: bool) -> [String; 13] {
     let object = object_name(world, key).unwrap_or_else(|| "-".into());
-    let process = world.process(key.pid).map_or("?", |process| &process.name);
+    let process = world.process_name(key.pid);
     let moves = row.messages > 0 || row.bytes > 0 || row.parts_unknown > 0;
     let when_moves = |text: String| if moves { text } else { String::new() };
     [
