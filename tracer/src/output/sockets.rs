@@ -1,6 +1,9 @@
 //! The table of `sockets`: what a person reads at three in the morning.
 
-use std::io::{self, Write};
+use std::{
+    collections::HashSet,
+    io::{self, Write},
+};
 
 use super::{
     Report, Sink,
@@ -159,7 +162,9 @@ impl Sockets {
         let Some(last) = snapshot.contexts.last() else { return lines };
         for context in &snapshot.contexts {
             lines.push(Line::Note(describe_context(world, pid, context)));
-            let view = View { world, topology, pid, snapshot, context, verbose: self.verbose };
+            let monitors = context.sockets.iter().filter_map(|socket| socket.monitor.as_ref());
+            let monitors = monitors.map(|monitor| monitor.handle).collect();
+            let view = View { world, topology, pid, snapshot, monitors, verbose: self.verbose };
             let of_context = snapshot.blocked.iter().filter(|blocked| blocked.context == Some(context.handle));
             lines.extend(of_context.map(|blocked| Line::Note(format!("  {}", view.describe_blocked(blocked)))));
             let admitted: Vec<_> = context
@@ -247,7 +252,8 @@ struct View<'a> {
     topology: &'a Topology,
     pid: u32,
     snapshot: &'a Snapshot,
-    context: &'a Context,
+    /// The sockets that libzmq sends the events of monitors by.
+    monitors: HashSet<u64>,
     verbose: bool,
 }
 
@@ -358,12 +364,7 @@ impl View<'_> {
             let name = self.world.newest_socket_name(self.pid, monitor.handle).unwrap_or_default();
             notes.push(format!("monitored through {name}"));
         }
-        if self
-            .context
-            .sockets
-            .iter()
-            .any(|other| other.monitor.as_ref().is_some_and(|monitor| monitor.handle == socket.handle))
-        {
+        if self.monitors.contains(&socket.handle) {
             notes.push("libzmq's own: sends the events of a monitor".into());
         }
         if socket.closing {
