@@ -12,6 +12,7 @@ use super::{
     },
 };
 use crate::{
+    constants::{SUB, XSUB},
     event::{Monitor, Options, SocketState},
     target::{Memory, Version},
 };
@@ -27,8 +28,6 @@ pub struct Identity {
 
 /// The highest socket type of 4.3.5 with drafts, `ZMQ_CHANNEL`.
 pub const MAX_TYPE: u8 = 20;
-const SUB: u8 = 2;
-const XSUB: u8 = 10;
 
 /// Reads the socket at `handle`; `None` when there is none, or its layout is not known.
 pub fn identity(memory: &Memory, version: Version, handle: u64) -> Option<Identity> {
@@ -74,7 +73,7 @@ impl Reader<'_> {
             state.options = options(layout, &object);
             state.monitor = self.monitor(&object);
         }
-        if self.detail == Detail::All && (socket_type == SUB || socket_type == XSUB) {
+        if self.detail == Detail::All && matches!(i32::from(socket_type), SUB | XSUB) {
             state.subscriptions = self.subscriptions(at(handle, layout.xsub_subscriptions));
         }
         Some(state)

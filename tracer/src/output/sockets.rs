@@ -18,6 +18,7 @@ use crate::{
         queues::{Flow, Flows},
         topology::{Topology, peer_name},
     },
+    constants::{ROUTER, STREAM},
     event::{
         Blocked, Connection, ConnectionState, Context, Endpoint, Event, Frame, KernelSocket, Mapping, Role, Snapshot,
         SocketState,
@@ -233,8 +234,6 @@ fn describe_context(world: &World, pid: u32, context: &Context) -> String {
 
 const HEADINGS: [&str; COLUMNS] = ["SOCKET", "ENDPOINT", "FD", "STATE", "PEER", "TO SEND", "TO RECV", "KERNEL"];
 const COLUMNS: usize = 8;
-const ROUTER: i32 = 6;
-const STREAM: i32 = 11;
 const ENDPOINT: usize = 1;
 const FD: usize = 2;
 const PEER: usize = 4;
