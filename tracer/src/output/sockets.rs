@@ -110,7 +110,7 @@ impl Sockets {
                 writeln!(out)?;
             }
             let lines = self.process(world, &topology, pid, process, snapshot);
-            table::write(&lines, &SHAPE, out)?;
+            table::write(lines, &SHAPE, out)?;
         }
         if first {
             writeln!(out, "no process with a ZeroMQ socket")?;
@@ -261,10 +261,9 @@ impl View<'_> {
         let mut name = self.name(socket);
         let mut lines = Vec::new();
         let mut row = |cells: [String; COLUMNS - 1]| {
-            let mut all = [const { String::new() }; COLUMNS];
-            all[0] = std::mem::take(&mut name);
-            all[1..].clone_from_slice(&cells);
-            lines.push(Line::Row(all));
+            // The name stands in the first row only.
+            let [endpoint, fd, state, peer, to_send, to_receive, kernel] = cells;
+            lines.push(Line::Row([std::mem::take(&mut name), endpoint, fd, state, peer, to_send, to_receive, kernel]));
         };
         let kind = socket.socket_type;
         let mut shown = vec![false; socket.connections.len()];
