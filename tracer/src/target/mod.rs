@@ -10,6 +10,7 @@ pub mod net;
 mod privileges;
 mod prologue;
 pub mod python;
+pub mod share;
 pub mod stack;
 pub mod threads;
 
