@@ -22,7 +22,7 @@ use tracer_common::{
         UNKNOWN_TYPE, WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
-    record::{CLOSED_SOCKET_TAG, Loss, RecordKind, SOCKET_TAG, SocketAddress},
+    record::{Loss, RecordKind, SocketAddress, is_socket_tag},
     wire::Engine,
 };
 
@@ -482,8 +482,7 @@ fn socket_of(watcher: &WatcherConfig, object: &Object, fd: i32) -> Option<u64> {
 /// Whether a socket is at an address, its build being that of the class.
 #[inline(always)]
 fn has_tag(watcher: &WatcherConfig, handle: u64) -> bool {
-    let tag = read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag)));
-    tag == Some(SOCKET_TAG) || tag == Some(CLOSED_SOCKET_TAG)
+    read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag))).is_some_and(is_socket_tag)
 }
 
 #[inline(always)]

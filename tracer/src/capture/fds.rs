@@ -20,7 +20,7 @@ use tracer_common::{
 
 use super::join;
 use crate::{
-    event::{Change, ConnectionState, FdChange, FdPart, FdSocket, Role, Snapshot},
+    event::{Change, FdChange, FdPart, FdSocket, FoundFd, Role, Snapshot},
     inspect::layouts::{self, Layout},
     target::{Memory, Process, printable},
 };
@@ -85,23 +85,15 @@ impl Follower {
                         }
                     }
                 }
-                let owner = |part: RawPart, role: Option<Role>| FdOwner {
-                    state: FdState::new(part as u8, role.map_or(0, raw_role), true, context.library),
-                    handle: socket.handle,
-                    file: 0,
-                    program: config.program,
-                    padding: 0,
-                };
-                let bound = socket.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind));
-                let listeners =
-                    bound.filter_map(|endpoint| Some((endpoint.fd?, owner(RawPart::Listener, Some(Role::Bind)))));
-                let connections = socket.connections.iter().filter_map(|connection| {
-                    let is_made = connection.state != Some(ConnectionState::Connecting);
-                    let part = if is_made { RawPart::Connection } else { RawPart::Connecter };
-                    Some((connection.fd?, owner(part, connection.role)))
-                });
-                let mailbox = socket.mailbox_fd.map(|fd| (fd, owner(RawPart::Mailbox, None)));
-                for (fd, owner) in listeners.chain(connections).chain(mailbox) {
+                // The last ones first, since here the first one of a number counts.
+                for FoundFd { fd, part, role, .. } in socket.fds().rev() {
+                    let owner = FdOwner {
+                        state: FdState::new(raw_part(part) as u8, role.map_or(0, raw_role), true, context.library),
+                        handle: socket.handle,
+                        file: 0,
+                        program: config.program,
+                        padding: 0,
+                    };
                     // The kernel side counts fds that find no room; here they are learnt of by their next change.
                     let _ = self.fds.insert(FdKey { tgid: process.pid, fd }, owner, NO_REPLACE);
                 }
@@ -140,6 +132,15 @@ impl Follower {
 
     fn config(&self, pid: u32) -> Option<FdConfig> {
         self.targets.get(&pid, 0).ok()
+    }
+}
+
+const fn raw_part(part: FdPart) -> RawPart {
+    match part {
+        FdPart::Listener => RawPart::Listener,
+        FdPart::Connecter => RawPart::Connecter,
+        FdPart::Connection => RawPart::Connection,
+        FdPart::Mailbox => RawPart::Mailbox,
     }
 }
 

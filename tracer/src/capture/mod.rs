@@ -4,10 +4,12 @@
 mod attach;
 mod blocked;
 mod btf;
+mod event_polls;
 mod fds;
 mod in_flight;
 mod join;
 mod order;
+mod priority;
 mod program;
 mod record;
 pub mod registers;
@@ -16,7 +18,7 @@ mod sys;
 mod totals;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -45,6 +47,7 @@ use tracer_common::{
 
 use self::{
     attach::Probes,
+    event_polls::EventPolls,
     fds::Follower,
     in_flight::Sampler,
     order::Order,
@@ -145,6 +148,7 @@ pub struct Capture {
     /// Sockets that the stream has introduced: process, handle, generation.
     introduced: HashSet<(u32, u64, u32)>,
     options: Options,
+    event_polls: BTreeMap<u32, EventPolls>,
     clock: Clock,
     ended: Option<EndReason>,
     ending: Arc<AtomicBool>,
@@ -258,6 +262,7 @@ impl Capture {
             replaced: Vec::new(),
             introduced: HashSet::new(),
             options: options.clone(),
+            event_polls: BTreeMap::new(),
             clock: Clock::new(options).map_err(|error| runtime_error(&error))?,
             ended: None,
             ending: Arc::clone(&options.ending),
@@ -358,7 +363,10 @@ impl Capture {
     /// Tells the stream of every socket that a process has. One that a call is seen to make or close meanwhile is
     /// left to that call.
     fn introduce_all(&mut self, process: &target::Process) {
-        let snapshot = target::fds::fds(process.pid).and_then(|fds| snapshot::take(process, &fds, Detail::Names));
+        // What their changes are added to must be read now.
+        let mut event_polls = EventPolls::default();
+        let fds = target::fds::fds(process.pid);
+        let snapshot = fds.and_then(|fds| snapshot::take(process, &fds, &mut event_polls, Detail::Names));
         if let Some(follower) = &mut self.follower {
             follower.seed(process, snapshot.as_ref().ok());
         }
@@ -374,7 +382,8 @@ impl Capture {
     /// Passes on how full the queues of all targets are.
     fn sample_queues(&mut self) {
         for (process, _) in &self.alive {
-            let Ok(mut queues) = snapshot::queues(process) else { continue };
+            let event_polls = self.event_polls.entry(process.pid).or_default();
+            let Ok(mut queues) = snapshot::queues(process, event_polls) else { continue };
             for queue in &mut queues.queues {
                 queue.generation = self.generation(process.pid, queue.handle);
             }
@@ -520,6 +529,7 @@ impl Capture {
             follower.end(process.pid);
         }
         self.introduced.retain(|(pid, ..)| *pid != process.pid);
+        self.event_polls.remove(&process.pid);
         self.order.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: process.pid }));
         if self.alive.is_empty() {
             self.ended = Some(EndReason::TargetsEnded);

@@ -20,11 +20,11 @@ use super::{
     layouts::{ENGINE_INTERFACE, OBJECT_CTX},
     pipe::Ends,
 };
-use crate::event::{Connection, ConnectionState, Endpoint, Role, SocketState};
+use crate::{
+    constants::{DGRAM, DISH},
+    event::{Connection, ConnectionState, Endpoint, Role, SocketState},
+};
 
-/// Socket types that bind to udp.
-const DISH: i32 = 15;
-const DGRAM: i32 = 18;
 /// `ZMQ_NULL`.
 const NULL_MECHANISM: i32 = 0;
 
@@ -150,7 +150,7 @@ impl Session {
         self.watch().map(|watch| watch.fd)
     }
 
-    /// A bind to udp has no listener: of these only RADIO connects.
+    /// A bind to udp, which DISH and DGRAM do, has no listener; RADIO connects.
     fn role(&self, socket: &SocketState) -> Role {
         let is_udp = self.engine.is_some_and(|engine| engine.is_udp);
         let binds_udp = is_udp && matches!(socket.socket_type, Some(DISH | DGRAM));

@@ -5,10 +5,9 @@ use std::{
     io::{self, Write},
 };
 
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
-
 use super::{
     Report, Sink,
+    table::{self, Line, Shape},
     time::{Clock, TimeFormat, duration},
 };
 use crate::{
@@ -86,30 +85,17 @@ impl LatencyTable {
         if pairs.is_empty() {
             return writeln!(out, "no messages");
         }
-        let mut table = Table::new();
-        table
-            .load_preset(NOTHING)
-            .set_header(["stage", "messages", "min", "mean", "p50", "p90", "p99", "p99.9", "max"]);
-        for (index, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((if index == 0 { 2 } else { 0 }, 2));
-            if index > 0 {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        for (stage, times) in pairs.iter().flat_map(|(_, stages)| stages.iter()) {
-            table.add_row(cells(*stage, times));
-        }
-        let mut lines = table.lines();
-        writeln!(out, "{}", lines.next().unwrap_or_default().trim_end())?;
+        const HEADINGS: [&str; 9] = ["  stage", "messages", "min", "mean", "p50", "p90", "p99", "p99.9", "max"];
+        const SHAPE: Shape = Shape { right: &[1, 2, 3, 4, 5, 6, 7, 8], dropped: &[], cut: &[] };
+        let mut lines = vec![Line::Row(HEADINGS.map(String::from))];
         for (pair, stages) in &pairs {
-            writeln!(out, "{}", pair_name(world, &self.latency, pair))?;
-            for _ in stages.iter() {
-                writeln!(out, "{}", lines.next().unwrap_or_default().trim_end())?;
-            }
+            lines.push(Line::Note(pair_name(world, &self.latency, pair)));
+            lines.extend(stages.iter().map(|(stage, times)| Line::Row(cells(*stage, times))));
             if self.options.histogram {
-                write_histograms(stages, out)?;
+                lines.extend(histogram_lines(stages).map(Line::Note));
             }
         }
+        table::write(lines, &SHAPE, out)?;
         if let Some((count, mean_ns)) = mean_round_trip(&pairs) {
             writeln!(out, "mean round trip {} of {count}", duration(mean_ns))?;
         }
@@ -159,7 +145,7 @@ impl Report for LatencyTable {
 
 fn cells(stage: Stage, times: &Times) -> [String; 9] {
     [
-        stage.name().into(),
+        format!("  {}", stage.name()),
         times.count().to_string(),
         duration(times.min_ns()),
         duration(times.mean_ns()),
@@ -180,19 +166,17 @@ fn mean_round_trip(pairs: &[(&Pair, &BTreeMap<Stage, Times>)]) -> Option<(u64, u
 }
 
 /// A bar for each power of two.
-fn write_histograms(stages: &BTreeMap<Stage, Times>, out: &mut Sink) -> io::Result<()> {
+fn histogram_lines(stages: &BTreeMap<Stage, Times>) -> impl Iterator<Item = String> {
     const WIDTH: u64 = 40;
-    for (stage, times) in stages {
-        writeln!(out, "  {}", stage.name())?;
+    stages.iter().flat_map(|(stage, times)| {
         let powers = times.powers();
         let most = powers.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
-        for (bound_ns, count) in powers {
+        let bars = powers.into_iter().map(move |(bound_ns, count)| {
             let bar = "#".repeat((count * WIDTH).div_ceil(most) as usize);
-            let line = format!("    < {:>8}  {bar:<40}  {count}", duration(bound_ns));
-            writeln!(out, "{}", line.trim_end())?;
-        }
-    }
-    Ok(())
+            format!("    < {:>8}  {bar:<40}  {count}", duration(bound_ns))
+        });
+        std::iter::once(format!("  {}", stage.name())).chain(bars)
+    })
 }
 
 /// `sent 1000: 998 matched (99.8 %), 2 in flight`
