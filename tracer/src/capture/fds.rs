@@ -233,7 +233,7 @@ pub fn change(record: &FdRecord) -> Option<FdChange> {
 }
 
 /// Both ends, as libzmq writes endpoints.
-fn endpoints(family: u16, address: &FdAddress) -> (Option<String>, Option<String>) {
+pub fn endpoints(family: u16, address: &FdAddress) -> (Option<String>, Option<String>) {
     let tcp = |bytes: &[u8; 16], port: u16| {
         let ip = if i32::from(family) == libc::AF_INET {
             let [a, b, c, d, ..] = *bytes;

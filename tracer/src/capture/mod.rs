@@ -16,6 +16,7 @@ pub mod registers;
 pub mod snapshot;
 mod sys;
 mod totals;
+mod wire;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -248,7 +249,7 @@ impl Capture {
             .map_err(|error| Error::Bpf { action: "map the table of threads".into(), reason: error.to_string() })?;
         let mut capture = Self {
             ring,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(options.pipes),
             order: Order::default(),
             sampler: Sampler::new(slots, set_of(&options.records)),
             totals,
