@@ -6,8 +6,7 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    EbpfContext as _, bindings::pt_regs, helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    bindings::pt_regs, helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext,
 };
 use tracer_common::wire::WireScope;
 
@@ -32,11 +31,11 @@ pub struct Arguments {
     pub rdi: u64,
 }
 
-/// Stamps what sends.
+/// Stamps what moves bytes.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     let number: u64 = ctx.arg(1);
-    if !wire::sends(number) {
+    if !wire::moves(number) {
         return 0;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -58,7 +57,6 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
 /// What was done.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
-    let _ = ctx.as_ptr();
     let regs: u64 = ctx.arg(0);
     let ret: i64 = ctx.arg(1);
     // What failed changed nothing. (close of what libzmq has does not fail.)

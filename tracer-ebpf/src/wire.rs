@@ -1,8 +1,8 @@
 //! What system calls move over connections: how many bytes, and which messages end in them.
 //!
 //! All of it is seen at the exit of the system call: the registers still hold the arguments, and the result says how much
-//! was moved. Only for the moment at which bytes are handed to the kernel is the entry needed, since the peer may have
-//! them before the exit.
+//! was moved. The entry is only stamped: when bytes are handed to the kernel the peer may have them before the exit, and
+//! whether a queue was empty is known only if nothing was sent while it was read.
 //!
 //! A connection's direction is a [`Stream`], walked by [`Walk`](tracer_common::zmtp::Walk). The walk's state, and the
 //! window of bytes that it looks at, lie in a map while it goes on: on the stack the verifier would follow each value
@@ -157,16 +157,22 @@ pub struct Returned {
     pub handle: u64,
 }
 
-/// Whether a system call sends: then its entry is stamped.
+/// Whether a system call moves bytes: then its entry is stamped.
 #[inline(always)]
-pub const fn sends(number: u64) -> bool {
+pub const fn moves(number: u64) -> bool {
+    sends(number) || matches!(number, RECVFROM | RECVMSG | READ | READV)
+}
+
+/// Whether a system call sends.
+#[inline(always)]
+const fn sends(number: u64) -> bool {
     matches!(number, SENDTO | SENDMSG | WRITE | WRITEV)
 }
 
 /// Whether a system call is one of those looked at.
 #[inline(always)]
 pub const fn is_wire(number: u64) -> bool {
-    sends(number) || matches!(number, RECVFROM | RECVMSG | READ | READV | CONNECT | GETSOCKOPT)
+    moves(number) || is_about_connecting(number)
 }
 
 /// Whether an error of it says something of the connection.
@@ -598,7 +604,7 @@ fn find_stream(scratch: &mut Scratch) -> bool {
     record.direction = direction as u8;
     record.inside = 0;
     record.call = number as u32;
-    record.entry_ns = if matches!(direction, Direction::Send) { take_entry(pid_tgid, number) } else { 0 };
+    record.entry_ns = take_entry(pid_tgid, number);
     record.exit_ns = now();
     record.tgid = tgid;
     record.tid = pid_tgid as u32;
