@@ -13,7 +13,7 @@ use crate::tree::Tree;
 
 const DEBIAN_PACKAGES: [&str; 3] = ["gcc", "libc6-dev", "libzmq3-dev"];
 
-/// The Rust workload builds its libzmq itself.
+/// One Rust workload builds its libzmq itself.
 const RUST_PACKAGES: [&str; 1] = ["g++"];
 
 const FLAGS: [&str; 5] = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"];
@@ -47,12 +47,12 @@ pub fn prepare(tree: &Tree, external: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the Rust workload, a package outside of the workspace, as target/workloads/rust/release/rust-zoo.
+/// Builds the Rust workloads, a package outside of the workspace: rust-zoo and rust-wire in target/workloads/rust/release.
 fn build_rust(tree: &Tree) -> Result<()> {
     let folder = tree.workloads().join("rust");
     setup::packages(&RUST_PACKAGES)?;
     if !folder.exists() {
-        println!("building the Rust workload, with a libzmq of its own");
+        println!("building the Rust workloads, one with a libzmq of its own");
     }
     run(cargo(&tree.root)
         .args(["build", "--quiet", "--locked", "--release", "--manifest-path", "workloads/rust/Cargo.toml"])
