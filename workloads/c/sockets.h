@@ -42,8 +42,10 @@ static inline void connect_fully(void *context, void *socket, const char *endpoi
         check(zmq_connect(socket, endpoint) == 0);
         return;
     }
+    // The name of an earlier one is taken until the reaper has been there.
+    static _Atomic unsigned monitors;
     char monitor_endpoint[64];
-    snprintf(monitor_endpoint, sizeof monitor_endpoint, "inproc://handshake-%p", socket);
+    snprintf(monitor_endpoint, sizeof monitor_endpoint, "inproc://handshake-%u", monitors++);
     check(zmq_socket_monitor(socket, monitor_endpoint, connected_event()) == 0);
     void *monitor = zmq_socket(context, ZMQ_PAIR);
     check(monitor && zmq_connect(monitor, monitor_endpoint) == 0);

@@ -13,7 +13,7 @@ use crate::tree::Tree;
 
 const DEBIAN_PACKAGES: [&str; 3] = ["gcc", "libc6-dev", "libzmq3-dev"];
 
-/// The Rust workload builds its libzmq itself.
+/// One Rust workload builds its libzmq itself.
 const RUST_PACKAGES: [&str; 1] = ["g++"];
 
 const FLAGS: [&str; 5] = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"];
@@ -29,7 +29,7 @@ const STATIC_LIBZMQ: &[&str] =
 /// What the linker gets; the sources say why.
 fn link_arguments(workload: &str) -> Vec<&'static str> {
     match workload {
-        "static" => STATIC_LIBZMQ.to_vec(),
+        "static" | "stages-static" => STATIC_LIBZMQ.to_vec(),
         "poller" => [&["-rdynamic"], SHARED_LIBZMQ].concat(),
         _ => SHARED_LIBZMQ.to_vec(),
     }
@@ -47,12 +47,12 @@ pub fn prepare(tree: &Tree, external: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the Rust workload, a package outside of the workspace, as target/workloads/rust/release/rust-zoo.
+/// Builds the Rust workloads, a package outside of the workspace: rust-zoo and rust-wire in target/workloads/rust/release.
 fn build_rust(tree: &Tree) -> Result<()> {
     let folder = tree.workloads().join("rust");
     setup::packages(&RUST_PACKAGES)?;
     if !folder.exists() {
-        println!("building the Rust workload, with a libzmq of its own");
+        println!("building the Rust workloads, one with a libzmq of its own");
     }
     run(cargo(&tree.root)
         .args(["build", "--quiet", "--locked", "--release", "--manifest-path", "workloads/rust/Cargo.toml"])
@@ -96,11 +96,13 @@ pub fn compile_one(tree: &Tree, name: &str) -> Result<PathBuf> {
     Ok(tree.workloads().join(name))
 }
 
-/// The tracer must refuse a program without symbols and say why.
+/// The calls of a program without symbols cannot be traced: the tracer must say so, and show what goes over its wires.
 fn strip(tree: &Tree) -> Result<()> {
-    let (with_symbols, without) = (tree.workloads().join("static"), tree.workloads().join("static-stripped"));
-    if with_symbols.exists() && modified(&without) < modified(&with_symbols) {
-        run(Command::new("strip").arg("-o").arg(&without).arg(&with_symbols))?;
+    for name in ["static", "stages-static"] {
+        let (with_symbols, without) = (tree.workloads().join(name), tree.workloads().join(format!("{name}-stripped")));
+        if with_symbols.exists() && modified(&without) < modified(&with_symbols) {
+            run(Command::new("strip").arg("-o").arg(&without).arg(&with_symbols))?;
+        }
     }
     Ok(())
 }
@@ -115,6 +117,9 @@ fn compiler(tree: &Tree, name: &str) -> Result<Option<Command>> {
     let source = sources(tree).join(name).with_extension("c");
     // This program is one of its makings too: it holds the flags.
     let mut newest = modified(&source).max(modified(&std::env::current_exe()?));
+    if name == "stages-static" {
+        newest = newest.max(modified(&sources(tree).join("stages.c")));
+    }
     for entry in fs::read_dir(sources(tree))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "h") {
