@@ -110,10 +110,6 @@ pub struct Engine {
     pub handle: u64,
     /// Where what follows lies.
     pub layout: EngineLayout,
-    /// [`FdConfig::program`](crate::fds::FdConfig::program) at the time.
-    pub program: u32,
-    /// Explicit padding.
-    pub padding: u32,
 }
 
 /// Offsets on the way from an engine to its queues and to its place in the frames.
@@ -339,7 +335,8 @@ pub struct PipeRecord {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, Run, Stream, StreamKey, StreamRecord, WireRecord,
+        CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, PipesSeen, Run, Stream, StreamKey, StreamRecord,
+        WireRecord,
     };
 
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -350,6 +347,8 @@ mod user {
     unsafe impl aya::Pod for PipeRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for PipesKey {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for PipesSeen {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for StreamRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -374,7 +373,7 @@ mod tests {
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
         assert_eq!(size_of::<Stream>(), 96 + 2 * MAX_COMMAND_BYTES);
         assert_eq!(size_of::<EngineLayout>(), 16);
-        assert_eq!(size_of::<Engine>(), 40);
+        assert_eq!(size_of::<Engine>(), 32);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);
         assert_eq!(size_of::<CommandRecord>(), 48 + MAX_COMMAND_BYTES);

@@ -460,8 +460,7 @@ fn note_engine(caller: &Caller, class: &WatcherConfig, object: &Object, found: &
     if follow_wire() == 0 || class.part != CONNECTION {
         return;
     }
-    let (address, handle, program) = (object.address, found.handle, caller.program);
-    let engine = Engine { address, handle, layout: class.engine, program, padding: 0 };
+    let engine = Engine { address: object.address, handle: found.handle, layout: class.engine };
     let _ = ENGINES.insert(&caller.key(found.fd), &engine, BPF_ANY.into());
 }
 

@@ -15,14 +15,14 @@ use tracer_common::{
         WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
-    wire::{Engine, EngineLayout, Stream, StreamKey},
+    wire::EngineLayout,
 };
 
-use super::join;
+use super::join::engine_layout;
 use crate::{
     event::{Change, FdChange, FdPart, FdSocket, FoundFd, Role, Snapshot},
     inspect::layouts::{self, Layout},
-    target::{Memory, Process, printable},
+    target::{Process, printable},
 };
 
 /// `BPF_NOEXIST`: what the kernel side has seen itself is newer.
@@ -33,20 +33,12 @@ const NO_REPLACE: u64 = 1;
 pub struct Follower {
     targets: HashMap<MapData, u32, FdConfig>,
     fds: HashMap<MapData, FdKey, FdOwner>,
-    engines: HashMap<MapData, FdKey, Engine>,
-    /// Where what goes over connections is looked at.
-    streams: Option<HashMap<MapData, StreamKey, Stream>>,
 }
 
 impl Follower {
     /// Nobody is followed yet.
-    pub const fn new(
-        targets: HashMap<MapData, u32, FdConfig>,
-        fds: HashMap<MapData, FdKey, FdOwner>,
-        engines: HashMap<MapData, FdKey, Engine>,
-        streams: Option<HashMap<MapData, StreamKey, Stream>>,
-    ) -> Self {
-        Self { targets, fds, engines, streams }
+    pub const fn new(targets: HashMap<MapData, u32, FdConfig>, fds: HashMap<MapData, FdKey, FdOwner>) -> Self {
+        Self { targets, fds }
     }
 
     /// From now on changes of the process's fds are seen. Of its libzmq no more is known than the version: all layouts
@@ -69,22 +61,9 @@ impl Follower {
     /// is tried from now on.
     pub fn seed(&mut self, process: &Process, snapshot: Option<&Snapshot>) {
         let Some(mut config) = self.config(process.pid) else { return };
-        let memory = Memory::new(process.pid);
         let contexts = || snapshot.into_iter().flat_map(|snapshot| &snapshot.contexts).filter(|found| !found.inherited);
         for context in contexts() {
-            let layout = context.layout.as_deref().and_then(layouts::named).map(engine_layout);
             for socket in &context.sockets {
-                for connection in &socket.connections {
-                    if let (Some(layout), Some(address), Some(fd)) = (layout, connection.engine, connection.fd) {
-                        let (handle, program) = (socket.handle, config.program);
-                        let engine = Engine { address, handle, layout, program, padding: 0 };
-                        let key = FdKey { tgid: process.pid, fd };
-                        let _ = self.engines.insert(key, engine, NO_REPLACE);
-                        if let Some(streams) = &mut self.streams {
-                            join::seed(streams, &memory, key, &engine);
-                        }
-                    }
-                }
                 // The last ones first, since here the first one of a number counts.
                 for FoundFd { fd, part, role, .. } in socket.fds().rev() {
                     let owner = FdOwner {
@@ -125,7 +104,6 @@ impl Follower {
         for key in keys {
             if self.fds.get(&key, 0).is_ok_and(|owner| Some(owner.program) != program) {
                 let _ = self.fds.remove(&key);
-                let _ = self.engines.remove(&key);
             }
         }
     }
@@ -148,20 +126,6 @@ const fn raw_role(role: Role) -> u8 {
     match role {
         Role::Bind => FdRole::Bind as u8,
         Role::Connect => FdRole::Connect as u8,
-    }
-}
-
-/// The way from an engine to its queues.
-fn engine_layout(layout: &Layout) -> EngineLayout {
-    EngineLayout {
-        session: layout.engine_session as u16,
-        encoder: layout.engine_encoder() as u16,
-        pipe: layout.session_pipe as u16,
-        read: layout.pipe_msgs_read as u16,
-        written: layout.pipe_msgs_written as u16,
-        peer: layout.pipe_peer as u16,
-        message_type: layout.msg_type as u16,
-        message_content: layout.msg_content as u16,
     }
 }
 

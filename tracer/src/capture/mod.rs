@@ -51,6 +51,7 @@ use self::{
     event_polls::EventPolls,
     fds::Follower,
     in_flight::Sampler,
+    join::Joiner,
     order::Order,
     program::{Constants, Object},
     record::Decoder,
@@ -140,6 +141,7 @@ pub struct Capture {
     closed: HashMap<MapData, SocketAddress, u32>,
     targets: HashMap<MapData, u32, TargetConfig>,
     follower: Option<Follower>,
+    joiner: Option<Joiner>,
     loss: Loss,
     look_due: Instant,
     /// Targets that have not ended.
@@ -236,13 +238,19 @@ impl Capture {
         object.attach_raw_tracepoint("process_exec", "sched_process_exec")?;
         let probes =
             attach::attach(&mut object, &processes, &options.classes, options.fds, options.programs, options.link)?;
-        let follower = if options.fds { Some(follow(&mut object, &processes, options.net)?) } else { None };
+        let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
         if options.net {
             object.attach_raw_tracepoint("syscall_enter", "sys_enter")?;
         }
         if options.net || options.fds {
             object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
         }
+        let joiner = if options.net {
+            let [engines, streams, pipes] = ["ENGINES", "STREAMS", "PIPES"].map(|name| object.take_map(name));
+            Some(Joiner::new(typed(engines?)?, typed(streams?)?, typed(pipes?)?))
+        } else {
+            None
+        };
         let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
         let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
         let slots = MappedArray::new(object.map_fd("THREADS")?.as_fd(), MAX_THREADS)
@@ -257,6 +265,7 @@ impl Capture {
             closed: typed(object.take_map("CLOSED")?)?,
             targets,
             follower,
+            joiner,
             loss: Loss::default(),
             look_due: Instant::now(),
             alive: Vec::new(),
@@ -372,12 +381,14 @@ impl Capture {
             follower.seed(process, snapshot.as_ref().ok());
         }
         let Ok(mut snapshot) = snapshot else { return };
+        let pipes = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot)).unwrap_or_default();
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);
         }
         let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
         self.introduced.extend(sockets.map(|socket| (process.pid, socket.handle, 0)));
         self.ready.push(Event::Snapshot(Arc::new(snapshot)));
+        self.ready.extend(pipes.into_iter().map(Event::Pipe));
     }
 
     /// Passes on how full the queues of all targets are.
@@ -498,6 +509,9 @@ impl Capture {
     /// What a process has had since it replaced its program.
     fn follow_again(&mut self, pid: u32) {
         let Some(index) = self.alive.iter().position(|(process, _)| process.pid == pid) else { return };
+        if let Some(joiner) = &mut self.joiner {
+            joiner.forget(pid);
+        }
         let Some(follower) = &mut self.follower else { return };
         let (process, pidfd) = self.alive.swap_remove(index);
         // It had room before.
@@ -528,6 +542,9 @@ impl Capture {
         let _ = self.targets.remove(&process.pid);
         if let Some(follower) = &mut self.follower {
             follower.end(process.pid);
+        }
+        if let Some(joiner) = &mut self.joiner {
+            joiner.forget(process.pid);
         }
         self.introduced.retain(|(pid, ..)| *pid != process.pid);
         self.event_polls.remove(&process.pid);
@@ -669,13 +686,8 @@ fn target_config(process: &target::Process, scope: WireScope) -> TargetConfig {
 }
 
 /// Makes the changes of the processes' fds seen.
-fn follow(object: &mut Object, processes: &[target::Process], net: bool) -> Result<Follower, Error> {
-    let mut follower = Follower::new(
-        typed(object.take_map("FD_TARGETS")?)?,
-        typed(object.take_map("FDS")?)?,
-        typed(object.take_map("ENGINES")?)?,
-        if net { Some(typed(object.take_map("STREAMS")?)?) } else { None },
-    );
+fn follow(object: &mut Object, processes: &[target::Process]) -> Result<Follower, Error> {
+    let mut follower = Follower::new(typed(object.take_map("FD_TARGETS")?)?, typed(object.take_map("FDS")?)?);
     for process in processes {
         follower
             .begin(process)
