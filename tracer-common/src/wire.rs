@@ -1,6 +1,9 @@
 //! System calls on connections, and the messages that they move: what the kernel side keeps and says.
 
-use crate::{limits::MAX_COMMAND_BYTES, zmtp::Walk};
+use crate::{
+    limits::{MAX_COMMAND_BYTES, MAX_PIPES},
+    zmtp::Walk,
+};
 
 /// Which way bytes go, one byte, seen from the process that makes the system call.
 #[repr(u8)]
@@ -285,8 +288,8 @@ pub struct PipesKey {
     pub handle: u64,
     /// Process.
     pub tgid: u32,
-    /// [`Direction`].
-    pub direction: u32,
+    /// Explicit padding.
+    pub padding: u32,
 }
 
 /// What they had counted.
@@ -294,9 +297,14 @@ pub struct PipesKey {
 #[derive(Clone, Copy, Debug)]
 pub struct PipesSeen {
     /// Their addresses, in the socket's own order.
-    pub pipes: [u64; crate::limits::MAX_PIPES],
-    /// Messages that the socket had written to, or read from, each.
-    pub counts: [u64; crate::limits::MAX_PIPES],
+    pub pipes: [u64; MAX_PIPES],
+    /// By [`Direction`]: messages that the socket had written to, and read from, each.
+    pub counts: [[u64; MAX_PIPES]; 2],
+}
+
+impl PipesSeen {
+    /// None.
+    pub const NONE: Self = Self { pipes: [0; MAX_PIPES], counts: [[0; MAX_PIPES]; 2] };
 }
 
 /// A pipe whose count a call has changed.

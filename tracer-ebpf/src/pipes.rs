@@ -34,54 +34,129 @@ const REPEAT: u64 = 1 << 12;
 
 #[repr(C)]
 struct Look {
+    key: PipesKey,
+    /// Offsets in a pipe: messages written, messages read, the pointer to the other end.
+    counts_at: [u32; 2],
+    peer_at: u32,
+    /// Pipes of the socket that are looked at.
+    len: u32,
+    /// Their addresses now.
     pipes: [u64; MAX_PIPES],
+    /// 1: it is new. Bytes of a map, since the verifier would follow each bit of a word by itself.
+    is_new: [u8; MAX_PIPES],
+    /// What was known of them before.
+    before: PipesSeen,
     changed: [PipeCount; MAX_PIPES],
+}
+
+#[inline(always)]
+fn look() -> Option<&'static mut Look> {
+    // SAFETY: this CPU's own, and nothing else of ours runs on it meanwhile.
+    LOOK.get_ptr_mut(0).map(|look| unsafe { &mut *look })
 }
 
 /// Puts into the call's data which pipes it has used. A call that failed has used none.
 #[inline(never)]
 pub fn note(call: &mut CallRecord, layout: &SocketConfig, handle: u64, direction: Direction) -> u32 {
-    let Some(look) = LOOK.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's own, and nothing else of ours runs on it meanwhile.
-    let look = unsafe { &mut *look };
+    let Some(look) = look() else { return 0 };
     let Some([begin, end]) = read_user::<[u64; 2]>(handle + u64::from(layout.pipes)) else { return 0 };
     let bytes = end.wrapping_sub(begin);
-    let count = if bytes > 8 * MAX_PIPES as u64 { MAX_PIPES as u64 } else { bytes / 8 };
-    if count == 0 {
-        return 0;
-    }
+    let len = if bytes > 8 * MAX_PIPES as u64 { MAX_PIPES as u64 } else { bytes / 8 };
     // SAFETY: at most the size of `pipes`; the helper checks the source.
-    if unsafe { bpf_probe_read_user(look.pipes.as_mut_ptr().cast(), (count * 8) as u32, begin as *const _) } != 0 {
+    if unsafe { bpf_probe_read_user(look.pipes.as_mut_ptr().cast(), (len * 8) as u32, begin as *const _) } != 0 {
         return 0;
     }
-    let key = PipesKey { handle, tgid: call.tgid, direction: direction as u32 };
-    let Some(seen) = seen(&key) else { return 0 };
-    // SAFETY: a live map value; one thread at a time uses a socket.
-    let seen = unsafe { &mut *seen };
-    let offset = u64::from(if matches!(direction, Direction::Send) { layout.pipe_written } else { layout.pipe_read });
+    look.key = PipesKey { handle, tgid: call.tgid, padding: 0 };
+    look.counts_at = [layout.pipe_written, layout.pipe_read];
+    look.peer_at = layout.pipe_peer;
+    look.len = len as u32;
+    let changed = pipes_changed(direction as u64);
+    if let Some(look) = self::look() {
+        put(call, look, changed as usize);
+    }
+    changed as u32
+}
+
+/// Finds out which pipes have changed their counts in a direction. How many.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn pipes_changed(direction: u64) -> u64 {
+    let direction = direction as usize & 1;
+    let Some(look) = look() else { return 0 };
+    let Some(seen) = seen(&look.key) else { return 0 };
+    let mut is_same = true;
+    for index in 0..MAX_PIPES {
+        if (index as u32) < look.len && seen.pipes[index] != look.pipes[index] {
+            is_same = false;
+        }
+    }
+    look.is_new = [0; MAX_PIPES];
+    if !is_same {
+        pipes_moved();
+    }
     let mut changed = 0usize;
     for index in 0..MAX_PIPES {
-        if index as u64 >= count {
+        if index as u32 >= look.len {
             break;
         }
         let pipe = look.pipes[index];
-        let Some(now) = read_user::<u64>(pipe.wrapping_add(offset)) else { continue };
-        let is_known = seen.pipes[index] == pipe;
-        let before = seen.counts[index];
-        seen.pipes[index] = pipe;
-        seen.counts[index] = now;
-        if !is_known || (now != before && now & (REPEAT - 1) == 0) {
-            introduce(call.tgid, handle, pipe, u64::from(layout.pipe_peer));
+        let Some(now) = read_user::<u64>(pipe.wrapping_add(u64::from(look.counts_at[direction]))) else { continue };
+        let before = seen.counts[direction][index];
+        seen.counts[direction][index] = now;
+        // One that counts less than before is another one at the same address.
+        let is_new = look.is_new[index] != 0 || now < before;
+        if is_new || (now != before && now & (REPEAT - 1) == 0) {
+            pipe_introduce(pipe);
         }
-        let has_changed = if is_known { now != before } else { now != 0 };
-        if has_changed {
-            let unsure = if is_known { 0 } else { COUNT_UNSURE };
+        if if is_new { now != 0 } else { now != before } {
+            let unsure = if is_new { COUNT_UNSURE } else { 0 };
             look.changed[changed & (MAX_PIPES - 1)] = PipeCount { pipe, count: now | unsure };
             changed += 1;
         }
     }
-    put(call, look, changed);
-    changed as u32
+    changed as u64
+}
+
+/// The socket's pipes are others now, or in another order: takes over what is known of those that it had.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn pipes_moved() -> u64 {
+    let Some(look) = look() else { return 0 };
+    let Some(seen) = seen(&look.key) else { return 0 };
+    look.before = *seen;
+    for index in 0..MAX_PIPES {
+        if index as u32 >= look.len {
+            seen.pipes[index] = 0;
+            continue;
+        }
+        let pipe = look.pipes[index];
+        let at = pipe_was_at(pipe) as usize;
+        seen.pipes[index] = pipe;
+        if at < MAX_PIPES {
+            seen.counts[0][index] = look.before.counts[0][at & (MAX_PIPES - 1)];
+            seen.counts[1][index] = look.before.counts[1][at & (MAX_PIPES - 1)];
+        } else {
+            look.is_new[index] = 1;
+            for direction in 0..2 {
+                let count = read_user::<u64>(pipe.wrapping_add(u64::from(look.counts_at[direction])));
+                seen.counts[direction][index] = count.unwrap_or(0);
+            }
+        }
+    }
+    1
+}
+
+/// Which of the pipes that were known it is; [`MAX_PIPES`]: none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn pipe_was_at(pipe: u64) -> u64 {
+    let Some(look) = look() else { return MAX_PIPES as u64 };
+    for index in 0..MAX_PIPES {
+        if look.before.pipes[index] == pipe {
+            return index as u64;
+        }
+    }
+    MAX_PIPES as u64
 }
 
 #[inline(always)]
@@ -103,35 +178,37 @@ fn put(call: &mut CallRecord, look: &Look, changed: usize) {
 }
 
 #[inline(always)]
-fn seen(key: &PipesKey) -> Option<*mut PipesSeen> {
-    static NEW: PipesSeen = PipesSeen { pipes: [0; MAX_PIPES], counts: [0; MAX_PIPES] };
-    if let Some(seen) = PIPES.get_ptr_mut(key) {
-        return Some(seen);
-    }
-    let _ = PIPES.insert(key, &NEW, BPF_NOEXIST.into());
-    PIPES.get_ptr_mut(key)
+fn seen(key: &PipesKey) -> Option<&'static mut PipesSeen> {
+    static NEW: PipesSeen = PipesSeen::NONE;
+    let seen = PIPES.get_ptr_mut(key).or_else(|| {
+        let _ = PIPES.insert(key, &NEW, BPF_NOEXIST.into());
+        PIPES.get_ptr_mut(key)
+    });
+    // SAFETY: a live map value; one thread at a time uses a socket.
+    seen.map(|seen| unsafe { &mut *seen })
 }
 
 /// A socket is closed.
 #[inline(never)]
 pub fn forget(tgid: u32, handle: u64) {
-    for direction in [Direction::Send, Direction::Receive] {
-        let _ = PIPES.remove(&PipesKey { handle, tgid, direction: direction as u32 });
-    }
+    let _ = PIPES.remove(&PipesKey { handle, tgid, padding: 0 });
 }
 
 #[inline(never)]
-fn introduce(tgid: u32, handle: u64, pipe: u64, peer_offset: u64) {
+#[unsafe(no_mangle)]
+extern "C" fn pipe_introduce(pipe: u64) -> u64 {
+    let Some(look) = look() else { return 0 };
     let record = PipeRecord {
         kind: RecordKind::Pipe as u8,
         padding: [0; 3],
-        tgid,
+        tgid: look.key.tgid,
         ts_ns: now(),
-        handle,
+        handle: look.key.handle,
         pipe,
-        peer: read_user::<u64>(pipe.wrapping_add(peer_offset)).unwrap_or(0),
+        peer: read_user::<u64>(pipe.wrapping_add(u64::from(look.peer_at))).unwrap_or(0),
     };
     if EVENTS.output::<PipeRecord>(&record, NO_WAKEUP).is_err() {
         lose(Loss::WireRingFull);
     }
+    1
 }

@@ -96,22 +96,17 @@ impl Joiner {
         let vector = handle + layout.socket_pipes;
         let (begin, end) = (memory.read_u64(vector).ok()?, memory.read_u64(vector + 8).ok()?);
         let count = (end.checked_sub(begin)? / 8).min(MAX_PIPES as u64);
-        let mut written = PipesSeen { pipes: [0; MAX_PIPES], counts: [0; MAX_PIPES] };
-        let mut read = written;
+        let mut seen = PipesSeen::NONE;
         let mut found = Vec::new();
-        for index in 0..count {
+        for (at, index) in (0..count).enumerate() {
             let pipe = memory.read_u64(begin + 8 * index).ok()?;
-            let at = index as usize;
-            (written.pipes[at], read.pipes[at]) = (pipe, pipe);
-            written.counts[at] = memory.read_u64(pipe + layout.pipe_msgs_written).ok()?;
-            read.counts[at] = memory.read_u64(pipe + layout.pipe_msgs_read).ok()?;
+            seen.pipes[at] = pipe;
+            seen.counts[Direction::Send as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_written).ok()?;
+            seen.counts[Direction::Receive as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_read).ok()?;
             let peer = memory.read_u64(pipe + layout.pipe_peer).ok()?;
             found.push(Pipe { ts_ns: monotonic_ns(), pid, handle, pipe, peer });
         }
-        for (direction, seen) in [(Direction::Send, written), (Direction::Receive, read)] {
-            let key = PipesKey { handle, tgid: pid, direction: direction as u32 };
-            let _ = self.pipes.insert(key, seen, NO_REPLACE);
-        }
+        let _ = self.pipes.insert(PipesKey { handle, tgid: pid, padding: 0 }, seen, NO_REPLACE);
         Some(found)
     }
 }

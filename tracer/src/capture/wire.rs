@@ -21,6 +21,9 @@ use crate::{
 pub fn wire(record: &[u8]) -> Option<Wire> {
     let wire: WireRecord = read(record, size_of::<WireRecord>())?;
     let runs = record.get(size_of::<WireRecord>()..)?;
+    if wire.runs as usize > runs.len() / size_of::<Run>() {
+        return None;
+    }
     let is = |flag| wire.flags & flag != 0;
     let ends = all_of::<Run>(runs, wire.runs as usize).map(|run| (run.bytes, run.count)).collect();
     let frames = is(WIRE_SYNCHRONISED).then_some(Frames {
@@ -116,7 +119,9 @@ pub fn command(record: &[u8]) -> Option<Command> {
 fn greeting(command: &CommandRecord) -> CommandContent {
     let version = match command.revision {
         0 | REVISION_NONE => (1, 0),
-        1 | 2 => (2, 0),
+        1 => (2, 0),
+        // What libzmq takes for 3.x.
+        2 => (3, 0),
         major => (major, command.minor),
     };
     let name = command.mechanism.split(|byte| *byte == 0).next().unwrap_or_default();
