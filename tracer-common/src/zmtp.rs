@@ -179,15 +179,18 @@ impl Walk {
     /// Whether a frame's first byte is next.
     #[inline(always)]
     pub const fn is_at_boundary(&self) -> bool {
-        self.phase >= Phase::Frames1 as u8 && self.skip == 0 && self.seen == 0
+        let is_greeted = self.phase == Phase::Greeting as u8 && self.identity_due != 0;
+        is_greeted || self.phase >= Phase::Frames1 as u8 && self.skip == 0 && self.seen == 0
     }
 
-    /// Whether it is inside a frame that ends a message. Of its first bytes it is not known in ZMTP 1.0.
+    /// Whether it is inside a frame that ends a message, which no identity does. Of its first bytes it is not known in
+    /// ZMTP 1.0.
     #[inline(always)]
     pub const fn is_in_last_part(&self) -> bool {
         (self.skip > 0 || self.seen > 0)
             && self.phase >= Phase::Frames1 as u8
             && self.flags & (MORE | COMMAND) == 0
+            && self.identity_due == 0
             && self.is_rest == 0
     }
 
@@ -214,6 +217,9 @@ impl Walk {
     /// [`revision`](Self::revision).
     #[inline(always)]
     pub const fn take(&mut self, byte: u8, other: u8) -> Ended {
+        if self.phase == Phase::Greeting as u8 {
+            self.begin_frames(byte, other);
+        }
         match self.phase() {
             Phase::Frames2 => self.take_header2(byte),
             Phase::Frames1 => self.take_header1(byte),
@@ -321,14 +327,25 @@ impl Walk {
         if size == 0 { self.end() } else { Ended::Nothing }
     }
 
+    /// Leaves the greeting if this byte is the first of a frame.
+    #[inline(always)]
+    const fn begin_frames(&mut self, byte: u8, other: u8) {
+        if self.seen == 0 && byte != 0xff {
+            // A short frame of ZMTP 1.0.
+            self.revision = REVISION_NONE;
+            self.identity_due = 1;
+            self.phase = Phase::Frames1 as u8;
+        } else if self.identity_due != 0 {
+            // A greeting up to ZMTP 2.0 has ended. libzmq 3.2 sends its own without having seen the other's, and only
+            // then the frames that the older of the two knows.
+            self.seen = 0;
+            self.phase = if self.revision == 0 || other == 0 { Phase::Frames1 as u8 } else { Phase::Frames2 as u8 };
+        }
+    }
+
     #[inline(always)]
     const fn take_greeting(&mut self, byte: u8, other: u8) -> Ended {
         let at = self.seen;
-        if at == 0 && byte != 0xff {
-            // A short frame of ZMTP 1.0.
-            self.revision = REVISION_NONE;
-            return self.begin_frames(Phase::Frames1, byte);
-        }
         if 0 < at && at < SIGNATURE_BYTES - 1 {
             self.size = self.size << 8 | byte as u64;
         }
@@ -342,30 +359,30 @@ impl Walk {
                 // To a peer without versions the signature was a frame's header, and this begins its body.
                 self.revision = REVISION_NONE;
                 let ended = self.long_frame1(0);
-                return if self.skip > 0 {
-                    self.pass(1)
-                } else if matches!(ended, Ended::Nonsense) {
-                    ended
-                } else {
-                    // An empty body ended before: this byte begins the next frame.
-                    self.take_header1(byte)
-                };
+                if self.skip > 0 {
+                    return self.pass(1);
+                }
+                if matches!(ended, Ended::Nonsense) {
+                    return ended;
+                }
+                // An empty body ended before: this byte begins the next frame, and ends none.
+                let begun = self.take_header1(byte);
+                return if matches!(begun, Ended::Nonsense) { begun } else { ended };
             }
-            self.revision = byte;
+            // What no version is must not read as that there is none.
+            self.revision = if byte < REVISION_NONE { byte } else { REVISION_NONE - 1 };
         }
         self.seen += 1;
         if self.seen <= REVISION + 1 {
             return Ended::Nothing;
         }
-        let agreed = if other < self.revision { other } else { self.revision };
-        if agreed < 3 {
-            // The socket type was this byte.
-            self.seen = 0;
-            self.identity_due = 1;
-            self.phase = if agreed == 0 { Phase::Frames1 as u8 } else { Phase::Frames2 as u8 };
-            return Ended::Greeting;
-        }
         if at == GREETING_2_BYTES - 1 {
+            // Who sends 3.x sends this byte as the other's revision demands: it is not asked for later.
+            if self.revision < 3 || other < 3 {
+                // The socket type was this byte.
+                self.identity_due = 1;
+                return Ended::Greeting;
+            }
             self.minor = byte;
         } else if MECHANISM.start <= at && at < MECHANISM.end {
             self.mechanism[(at - MECHANISM.start) as usize & 7] = byte;
@@ -378,14 +395,6 @@ impl Walk {
         self.seen = 0;
         self.phase = Phase::Frames2 as u8;
         Ended::Greeting
-    }
-
-    #[inline(always)]
-    const fn begin_frames(&mut self, phase: Phase, byte: u8) -> Ended {
-        self.phase = phase as u8;
-        self.seen = 0;
-        self.identity_due = 1;
-        self.take_header1(byte)
     }
 
     #[inline(always)]
