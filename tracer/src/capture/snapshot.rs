@@ -3,11 +3,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
+    convert::Infallible,
     fs, io,
     os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
     },
     time::Duration,
 };
@@ -156,16 +158,21 @@ impl Snapshots {
     fn look(&mut self) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         let (round, kernel) = std::thread::scope(|scope| {
-            // Meanwhile, where a thread is to be had.
             let read_kernel = || KernelSockets::read(net::network_namespaces().into_values());
-            let kernel = share::helper(scope, read_kernel);
+            let (begin, begun) = mpsc::channel();
+            let kernel = share::helper(scope, move || {
+                // Nothing is ever sent.
+                let _ = begun.recv();
+                read_kernel()
+            });
             if self.options.all {
                 self.find_all();
             }
-            let mut round = Round::default();
+            let mut round = Round { kernel: Some(begin), ..Round::default() };
             for pid in self.asked() {
                 self.look_into(pid, &mut round, &mut events)?;
             }
+            round.kernel = None;
             let kernel = kernel.map_or_else(read_kernel, |kernel| kernel.join().unwrap_or_default());
             Ok((round, kernel))
         })?;
@@ -316,12 +323,15 @@ impl Events for Snapshots {
 struct Round {
     snapshots: BTreeMap<u32, Snapshot>,
     fds: HashMap<u32, Fds>,
+    /// What the reader of the kernel's tables waits for: reading fds takes all CPUs, and memory one.
+    kernel: Option<mpsc::Sender<Infallible>>,
 }
 
 impl Round {
     fn look_into(&mut self, target: &mut Target, sleepers: &mut Sleepers, lines: bool) -> io::Result<()> {
         let Target { process, event_polls, .. } = target;
         let mut fds = fds::fds(process.pid)?;
+        self.kernel = None;
         let mut snapshot = take(process, &fds, event_polls, Detail::All)?;
         // One that was closed and used again while the memory was read is another socket's now.
         fds.confirm(process.pid, connections(&mut snapshot).filter_map(|connection| connection.fd));
