@@ -156,6 +156,13 @@ impl<'source> Image<'source> {
     /// `N` bytes at `address`.
     pub fn array<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
         let mut bytes = [0; N];
+        let (number, offset) = (address / BLOCK_BYTES as u64, (address % BLOCK_BYTES as u64) as usize);
+        if offset + N <= BLOCK_BYTES {
+            // As nearly all are: a copy whose length the compiler knows.
+            self.spend(|left| &mut left.read_bytes, N as u64 + READ_COST_BYTES)?;
+            self.with_block(number, |block| bytes.copy_from_slice(&block[offset..offset + N]))?;
+            return Some(bytes);
+        }
         let mut filled = 0;
         self.read(address, N, |part| {
             bytes[filled..filled + part.len()].copy_from_slice(part);
