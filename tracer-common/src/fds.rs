@@ -1,6 +1,9 @@
 //! File descriptors of ZeroMQ sockets: what the kernel side keeps of them and says when they change.
 
-use crate::limits::{MAX_PATH_BYTES, MAX_WATCHERS};
+use crate::{
+    limits::{MAX_PATH_BYTES, MAX_WATCHERS},
+    wire::EngineLayout,
+};
 
 /// What a socket has a file descriptor for, one byte.
 #[repr(u8)]
@@ -158,6 +161,8 @@ pub struct WatcherConfig {
     pub socket_type: u16,
     /// Offset in the socket of libzmq's own number of it.
     pub socket_id: u16,
+    /// Of connections: the way to their queues.
+    pub engine: EngineLayout,
 }
 
 /// A class of objects that watch file descriptors.
@@ -288,6 +293,20 @@ pub struct SocketLayout {
     pub unix_len: u32,
     /// `unix_address.name`, a `sockaddr_un`.
     pub unix_name: u32,
+    /// `sock.sk_type`.
+    pub sock_type: u32,
+    /// `sock.sk_protocol`.
+    pub protocol: u32,
+    /// `sock.sk_socket`.
+    pub sock_socket: u32,
+    /// `tcp_sock.write_seq`. 0: not known.
+    pub write_sequence: u32,
+    /// `tcp_sock.copied_seq`. 0: not known.
+    pub copied_sequence: u32,
+    /// `file.f_inode`.
+    pub file_inode: u32,
+    /// `inode.i_ino`.
+    pub inode_number: u32,
 }
 
 #[cfg(feature = "user")]
@@ -326,10 +345,10 @@ mod tests {
     fn records_have_no_hidden_padding() {
         assert_eq!(size_of::<FdKey>(), 8);
         assert_eq!(size_of::<FdOwner>(), 32);
-        assert_eq!(size_of::<WatcherConfig>(), 14);
-        assert_eq!(size_of::<FdConfig>(), 8 + 14 * MAX_WATCHERS);
+        assert_eq!(size_of::<WatcherConfig>(), 30);
+        assert_eq!(size_of::<FdConfig>(), 8 + 30 * MAX_WATCHERS);
         assert_eq!(size_of::<FdAddress>(), 40 + MAX_PATH_BYTES);
         assert_eq!(size_of::<FdRecord>(), 48 + size_of::<FdAddress>() + 4);
-        assert_eq!(size_of::<SocketLayout>(), 17 * 4);
+        assert_eq!(size_of::<SocketLayout>(), 24 * 4);
     }
 }

@@ -231,6 +231,11 @@ pub const SOCKET_TAG: u32 = 0xbadd_ecaf;
 /// The same of a socket that the program has closed, until the reaper thread has dealt with it.
 pub const CLOSED_SOCKET_TAG: u32 = 0xdead_beef;
 
+/// Whether a tag is that of a socket, open or closed.
+pub const fn is_socket_tag(tag: u32) -> bool {
+    tag == SOCKET_TAG || tag == CLOSED_SOCKET_TAG
+}
+
 /// Bytes of the page that holds the trampoline of return probes.
 pub const TRAMPOLINE_BYTES: u64 = 4096;
 

@@ -60,10 +60,43 @@ pub struct Stream {
     pub subscribes: u8,
     /// Bytes of the frame under way that are kept in `command`.
     pub command_len: u32,
+    /// 1: the walk began where a frame seemed to begin; what it says is kept back until a system call ends with a frame.
+    pub is_provisional: u8,
+    /// 1: the last system call moved all that it was asked to, and not as much as libzmq's batches hold.
+    pub was_complete: u8,
     /// Explicit padding.
-    pub padding: u32,
-    /// The command under way, as far as it has come.
-    pub command: [u8; MAX_COMMAND_BYTES],
+    pub padding: [u8; 2],
+    /// The command under way, as far as it has come. Twice the room, so that the verifier sees that any piece fits.
+    pub command: [u8; 2 * MAX_COMMAND_BYTES],
+}
+
+impl Stream {
+    /// A connection of which nothing is known.
+    pub const fn unknown() -> Self {
+        Self {
+            walk: Walk::unknown(),
+            sock: 0,
+            position: 0,
+            inode: 0,
+            sequence: 0,
+            has_sequence: 0,
+            from_start: 0,
+            is_introduced: 0,
+            subscribes: 0,
+            command_len: 0,
+            is_provisional: 0,
+            was_complete: 0,
+            padding: [0; 2],
+            command: [0; 2 * MAX_COMMAND_BYTES],
+        }
+    }
+
+    /// One whose next byte begins a frame, or seems to.
+    pub const fn between_frames(is_provisional: bool) -> Self {
+        let mut walk = Walk::unknown();
+        walk.join(0);
+        Self { walk, is_provisional: is_provisional as u8, ..Self::unknown() }
+    }
 }
 
 /// Where libzmq keeps the queue between a connection and its socket: offsets in bytes and the object that they begin
@@ -77,10 +110,6 @@ pub struct Engine {
     pub handle: u64,
     /// Where what follows lies.
     pub layout: EngineLayout,
-    /// [`FdConfig::program`](crate::fds::FdConfig::program) at the time.
-    pub program: u32,
-    /// Explicit padding.
-    pub padding: u32,
 }
 
 /// Offsets on the way from an engine to its queues and to its place in the frames.
@@ -129,8 +158,8 @@ pub struct WireRecord {
     pub flags: u8,
     /// [`Direction`].
     pub direction: u8,
-    /// Where the walk is inside a frame: 0 at none, 1 in one that others of its message follow (or a command), 2 in a
-    /// message's last.
+    /// Where the walk is inside a frame: 0 in none, 1 in one that others of its message follow (or a command), 2 in a
+    /// message's last, 3 in one of which that is not known.
     pub inside: u8,
     /// Number of the system call.
     pub call: u32,
@@ -305,7 +334,10 @@ pub struct PipeRecord {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, Run, StreamRecord, WireRecord};
+    use super::{
+        CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, PipesSeen, Run, Stream, StreamKey, StreamRecord,
+        WireRecord,
+    };
 
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for CommandRecord {}
@@ -316,11 +348,17 @@ mod user {
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for PipesKey {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for PipesSeen {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for StreamRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for WireRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for Run {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for Stream {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for StreamKey {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for PipeCount {}
 }
@@ -333,9 +371,9 @@ mod tests {
     fn records_have_no_hidden_padding() {
         assert_eq!(size_of::<StreamKey>(), 12);
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
-        assert_eq!(size_of::<Stream>(), 96 + MAX_COMMAND_BYTES);
+        assert_eq!(size_of::<Stream>(), 96 + 2 * MAX_COMMAND_BYTES);
         assert_eq!(size_of::<EngineLayout>(), 16);
-        assert_eq!(size_of::<Engine>(), 40);
+        assert_eq!(size_of::<Engine>(), 32);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);
         assert_eq!(size_of::<CommandRecord>(), 48 + MAX_COMMAND_BYTES);

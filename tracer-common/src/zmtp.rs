@@ -191,10 +191,16 @@ impl Walk {
             && self.is_rest == 0
     }
 
-    /// Whether the frame's header has just come, and with it the flag of a command.
+    /// Whether it is inside the body of a command, or of an identity.
     #[inline(always)]
     pub const fn is_in_command(&self) -> bool {
-        self.skip > 0 && self.flags & COMMAND != 0 && self.is_rest == 0
+        self.skip > 0 && (self.flags & COMMAND != 0 || self.identity_due != 0) && self.is_rest == 0
+    }
+
+    /// Whether it is inside the frame in which it began.
+    #[inline(always)]
+    pub const fn is_in_rest(&self) -> bool {
+        self.is_rest != 0
     }
 
     /// Passes `len` bytes of a body, at most [`skip`](Self::skip).
@@ -216,21 +222,22 @@ impl Walk {
         }
     }
 
-    /// A whole header of a short frame at once, where [`is_at_boundary`](Self::is_at_boundary) and the phase is
-    /// [`Phase::Frames2`]. False: it is none, and nothing was taken.
+    /// Whether the first byte of a frame of ZMTP 2.0 or later is next, of no identity. Then such frames may be passed
+    /// without its help, if they are [counted](Self::count).
     #[inline(always)]
-    pub const fn take_short(&mut self, flags: u8, size: u8) -> bool {
-        if flags & !(MORE | COMMAND) != 0 || flags == MORE | COMMAND {
-            return false;
-        }
-        self.flags = flags;
-        self.skip = size as u64;
-        true
+    pub const fn expects_frame2(&self) -> bool {
+        self.phase == Phase::Frames2 as u8 && self.skip == 0 && self.seen == 0 && self.identity_due == 0
     }
 
-    /// The end of a frame whose header, and size of 0, have been taken at once.
+    /// Whole frames were passed, of which so many ended messages.
     #[inline(always)]
-    pub const fn end(&mut self) -> Ended {
+    pub const fn count(&mut self, frames: u32, messages: u32) {
+        self.frames += frames as u64;
+        self.messages += messages as u64;
+    }
+
+    #[inline(always)]
+    const fn end(&mut self) -> Ended {
         self.seen = 0;
         self.size = 0;
         if self.is_rest != 0 {

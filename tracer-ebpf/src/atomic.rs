@@ -27,16 +27,8 @@ pub unsafe fn raise(word: *mut u64, value: u64) {
         if value <= seen {
             return;
         }
-        let now: u64;
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "r0 = cmpxchg_64({word} + 0, r0, {value})",
-                word = in(reg) word,
-                value = in(reg) value,
-                inout("r0") seen => now,
-            );
-        }
+        let now = unsafe { compare_exchange(word, seen, value) };
         if now == seen {
             return;
         }
@@ -44,23 +36,14 @@ pub unsafe fn raise(word: *mut u64, value: u64) {
     }
 }
 
-/// Sets a word that is 0 to `value`; false when it was not 0.
+/// Sets a word that is 0 to `value`; false when it was not 0. Needs Linux 5.12 (`BPF_CMPXCHG`).
 ///
 /// # Safety
 /// As [`add`].
 #[inline(always)]
 pub unsafe fn claim(word: *mut u64, value: u64) -> bool {
-    let before: u64;
     // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "r0 = cmpxchg_64({word} + 0, r0, {value})",
-            word = in(reg) word,
-            value = in(reg) value,
-            inout("r0") 0u64 => before,
-        );
-    }
-    before == 0
+    unsafe { exchange(word, 0, value) }
 }
 
 /// Sets a word that is `expected` to `value`; false when it was not. Needs Linux 5.12 (`BPF_CMPXCHG`).
@@ -69,6 +52,16 @@ pub unsafe fn claim(word: *mut u64, value: u64) -> bool {
 /// As [`add`].
 #[inline(always)]
 pub unsafe fn exchange(word: *mut u64, expected: u64, value: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { compare_exchange(word, expected, value) == expected }
+}
+
+/// Sets a word that is `expected` to `value`, and returns what it was.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+unsafe fn compare_exchange(word: *mut u64, expected: u64, value: u64) -> u64 {
     let before: u64;
     // SAFETY: the caller's promise.
     unsafe {
@@ -79,7 +72,7 @@ pub unsafe fn exchange(word: *mut u64, expected: u64, value: u64) -> bool {
             inout("r0") expected => before,
         );
     }
-    before == expected
+    before
 }
 
 /// The same value, of which the compiler knows nothing: else it drops the comparison that only the

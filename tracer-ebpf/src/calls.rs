@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use tracer_common::{
-    function::{Capture, Cookie},
+    function::{Capture, Class, Cookie},
     limits::{
         INLINE_DATA_BYTES, MAX_CALLBACK_STACK_BYTES, MAX_DATA_BYTES, MAX_IOV_PARTS, MAX_LIBRARIES, MAX_TEXT_BYTES,
         POLL_ITEM_BYTES, POLLER_EVENT_BYTES,
@@ -22,16 +22,17 @@ use tracer_common::{
         CALL_HEADER_BYTES, CallRecord, FLAG_DATA_FAULT, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN,
         Frame, LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, TRAMPOLINE_BYTES, ThreadSlot,
     },
+    wire::Direction,
 };
 
 use crate::{
     fds,
     maps::{
-        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_classes, count_close, follow_fds, fsbase_offset, lose,
-        payload_limit, record_classes,
+        CLOSED, EVENTS, NO_WAKEUP, TARGETS, closes, count_classes, count_close, follow_fds, follow_pipes,
+        fsbase_offset, lose, payload_limit, record_classes,
     },
-    memory::{copy_bytes, copy_text, read_user},
-    threads,
+    memory::{Message, copy_bytes, copy_text, read_message, read_user},
+    pipes, threads,
     totals::count,
 };
 
@@ -181,6 +182,9 @@ fn leave(frame: &mut Frame, regs: &pt_regs) {
         }
     }
     capture_at_return(call, cookie, failed);
+    if follow_pipes() != 0 && !failed {
+        note_pipes(call, cookie);
+    }
     if count_classes() & u32::from(cookie.class_bit()) != 0 {
         count(call, cookie, failed);
     }
@@ -286,6 +290,9 @@ fn caller(tgid: u32, cookie: Cookie, sp: u64) -> Caller {
 fn close(tgid: u32, handle: u64, generation: u32) {
     let address = SocketAddress { handle, tgid, padding: 0 };
     let _ = CLOSED.insert(&address, &generation.wrapping_add(1), BPF_ANY.into());
+    if follow_pipes() != 0 {
+        pipes::forget(tgid, handle);
+    }
     count_close();
 }
 
@@ -427,12 +434,6 @@ fn set_more(call: &mut CallRecord, more: bool) {
     call.flags |= if more { FLAG_MORE_KNOWN | FLAG_MORE } else { FLAG_MORE_KNOWN };
 }
 
-/// `zmq_msg_t` types, constant from 4.1 to 4.3.5.
-const TYPE_VSM: u8 = 101;
-const TYPE_LMSG: u8 = 102;
-const TYPE_CMSG: u8 = 104;
-const TYPE_ZCLMSG: u8 = 105;
-
 /// Copies the payload of a `zmq_msg_t` and returns its flags, or -1.
 #[inline(never)]
 fn copy_message(call: &mut CallRecord, cookie: Cookie, message: u64) -> i32 {
@@ -442,17 +443,8 @@ fn copy_message(call: &mut CallRecord, cookie: Cookie, message: u64) -> i32 {
 #[inline(always)]
 fn try_copy_message(call: &mut CallRecord, cookie: Cookie, message: u64) -> Option<u8> {
     let library = library(call.tgid, cookie)?;
-    if library.message_type < 2 {
-        return None;
-    }
-    let [_, short_size, kind, flags] = read_user::<[u8; 4]>(message + u64::from(library.message_type) - 2)?;
-    let content = message + u64::from(library.message_content);
-    let [address, size] = match kind {
-        TYPE_VSM => [content, u64::from(short_size)],
-        TYPE_LMSG | TYPE_ZCLMSG => read_user::<[u64; 2]>(read_user::<u64>(content)?)?,
-        TYPE_CMSG => read_user::<[u64; 2]>(content)?,
-        _ => return None,
-    };
+    let Message { address, size, flags } =
+        read_message(message, library.message_type.into(), library.message_content.into())?;
     copy_payload(call, address, size);
     Some(flags)
 }
@@ -523,6 +515,25 @@ fn copy_iov(call: &mut CallRecord, iovecs: u64, count: u64) {
         }
     }
     set_size(call, size);
+}
+
+/// Says through which pipes the message went that the call has completed.
+#[inline(always)]
+fn note_pipes(call: &mut CallRecord, cookie: Cookie) {
+    let direction = match cookie.class_bit() {
+        bit if bit == Class::Send.bit() => Direction::Send,
+        bit if bit == Class::Recv.bit() => Direction::Receive,
+        _ => return,
+    };
+    if call.flags & FLAG_MORE != 0 {
+        return;
+    }
+    let socket = handle(&call.args, cookie);
+    if let Some(layout) = socket_layout(call.tgid, cookie, socket)
+        && layout.pipes != 0
+    {
+        pipes::note(call, layout, socket, direction);
+    }
 }
 
 /// No value of `errno`.

@@ -9,16 +9,12 @@
 //! All of it is seen at the exit of the system call, where the registers still hold the arguments. That has one catch:
 //! when close returns, another thread may have been given the number and have come by here before us.
 
-use core::mem::offset_of;
-
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        bpf_ktime_get_ns,
         generated::{bpf_get_current_task, bpf_probe_read_kernel},
     },
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
 };
 use tracer_common::{
     fds::{
@@ -26,13 +22,16 @@ use tracer_common::{
         UNKNOWN_TYPE, WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
-    record::{CLOSED_SOCKET_TAG, Loss, RecordKind, SOCKET_TAG, SocketAddress},
+    record::{Loss, RecordKind, SocketAddress, is_socket_tag},
+    wire::Engine,
 };
 
 use crate::{
     atomic::exchange,
-    maps::{CLASSES, EVENTS, FD_TARGETS, FDS, NO_WAKEUP, REOPENED, follow_fds, lose},
+    maps::{CLASSES, EVENTS, FD_TARGETS, FDS, NO_WAKEUP, REOPENED, follow_fds, follow_wire, lose},
     memory::{read_kernel, read_user},
+    syscalls::Arguments,
+    wire::ENGINES,
 };
 
 /// Where the kernel keeps the addresses of sockets, from BTF.
@@ -55,13 +54,23 @@ static SOCKET_LAYOUT: SocketLayout = SocketLayout {
     unix_peer: 0,
     unix_len: 0,
     unix_name: 0,
+    sock_type: 0,
+    protocol: 0,
+    sock_socket: 0,
+    write_sequence: 0,
+    copied_sequence: 0,
+    file_inode: 0,
+    inode_number: 0,
 };
 
 // Numbers of system calls on x86_64, `asm/unistd_64.h`.
-const CLOSE: u64 = 3;
-const ACCEPT: u64 = 43;
+/// close(2).
+pub const CLOSE: u64 = 3;
+/// accept(2).
+pub const ACCEPT: u64 = 43;
 const EPOLL_CTL: u64 = 233;
-const ACCEPT4: u64 = 288;
+/// accept4(2).
+pub const ACCEPT4: u64 = 288;
 
 // Operations of epoll_ctl(2), `linux/eventpoll.h`.
 const EPOLL_CTL_ADD: u64 = 1;
@@ -69,23 +78,9 @@ const EPOLL_CTL_DEL: u64 = 2;
 const EPOLL_CTL_MOD: u64 = 3;
 
 // Address families, `linux/socket.h`.
-const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
-
-/// The registers that hold arguments of system calls, as they lie in `pt_regs` from `r10` on.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Arguments {
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rax: u64,
-    rcx: u64,
-    rdx: u64,
-    rsi: u64,
-    rdi: u64,
-}
+pub const AF_UNIX: u16 = 1;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
 
 /// libzmq's `poll_entry_t`. epoll_event is packed on x86_64.
 #[repr(C)]
@@ -195,25 +190,34 @@ impl Caller {
 /// How often it is tried to replace an owner that another thread replaces meanwhile.
 const TRIES: u32 = 4;
 
-/// Every system call of the machine comes by here when it returns: what is cheap and turns most away goes first.
-#[raw_tracepoint(tracepoint = "sys_exit")]
-pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
-    let regs: u64 = ctx.arg(0);
-    let ret: i64 = ctx.arg(1);
-    // What failed changed nothing. (close of what libzmq has does not fail.)
-    if ret < 0 {
-        return 0;
-    }
-    let number: u64 = read_kernel(regs + offset_of!(pt_regs, orig_rax) as u64);
-    if !matches!(number, EPOLL_CTL | CLOSE | ACCEPT4 | ACCEPT) {
-        return 0;
-    }
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(config) = FD_TARGETS.get_ptr(&((pid_tgid >> 32) as u32)) else { return 0 };
+/// Whether a system call changes what fds are.
+#[inline(always)]
+pub const fn is_change(number: u64) -> bool {
+    matches!(number, EPOLL_CTL | CLOSE | ACCEPT4 | ACCEPT)
+}
+
+/// Whether a process's fds are followed.
+#[inline(always)]
+pub fn is_target(tgid: u32) -> bool {
+    FD_TARGETS.get_ptr(&tgid).is_some()
+}
+
+/// The socket of a connection, or of the attempt at one; 0: the fd is no such thing.
+#[inline(always)]
+pub fn connection_owner(tgid: u32, fd: i32) -> u64 {
+    let Some(slot) = FDS.get_ptr(&FdKey { tgid, fd }) else { return 0 };
+    // SAFETY: a live map value.
+    let owner = unsafe { &*slot };
+    if matches!(owner.state.part(), CONNECTION | CONNECTER) { owner.handle } else { 0 }
+}
+
+/// A system call that succeeded may have changed what a fd is.
+#[inline(always)]
+pub fn changed(pid_tgid: u64, number: u64, args: &Arguments, ret: i64) {
+    let Some(config) = FD_TARGETS.get_ptr(&((pid_tgid >> 32) as u32)) else { return };
     // SAFETY: a live map value.
     let config = unsafe { &*config };
     let caller = Caller { pid_tgid, program: config.program, is_seeded: config.is_seeded != 0 };
-    let args: Arguments = read_kernel(regs + offset_of!(pt_regs, r10) as u64);
     match number {
         CLOSE => closed(&caller, args.rdi as i32),
         ACCEPT | ACCEPT4 => accepted(&caller, args.rdi as i32, ret as i32),
@@ -225,7 +229,6 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
             _ => {}
         },
     }
-    0
 }
 
 /// Begins another program of the process: what the one before had means nothing any more. libzmq's fds are closed by
@@ -386,8 +389,9 @@ fn closed(caller: &Caller, fd: i32) {
     }
 }
 
+/// CLOCK_MONOTONIC.
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: a helper without precondition.
     unsafe { bpf_ktime_get_ns() }
 }
@@ -424,6 +428,7 @@ fn identify(caller: &Caller, config: &FdConfig, object: &Object, found: &mut Cha
     if let Some(class) = unsafe { CLASSES.get(&key) }.copied() {
         let Some(handle) = socket_of(&class, object, found.fd) else { return false };
         describe(&class, handle, found);
+        note_engine(caller, &class, object, found);
         return true;
     }
     let (mut class, mut socket) = (WatcherConfig::default(), 0);
@@ -445,7 +450,18 @@ fn identify(caller: &Caller, config: &FdConfig, object: &Object, found: &mut Cha
     // Where there is no room, it is found out again.
     let _ = CLASSES.insert(&key, &class, BPF_ANY.into());
     describe(&class, socket, found);
+    note_engine(caller, &class, object, found);
     true
+}
+
+/// Notes where the queues of a connection are.
+#[inline(always)]
+fn note_engine(caller: &Caller, class: &WatcherConfig, object: &Object, found: &Change) {
+    if follow_wire() == 0 || class.part != CONNECTION {
+        return;
+    }
+    let engine = Engine { address: object.address, handle: found.handle, layout: class.engine };
+    let _ = ENGINES.insert(&caller.key(found.fd), &engine, BPF_ANY.into());
 }
 
 /// The socket of an object, if that can be of this class.
@@ -465,8 +481,7 @@ fn socket_of(watcher: &WatcherConfig, object: &Object, fd: i32) -> Option<u64> {
 /// Whether a socket is at an address, its build being that of the class.
 #[inline(always)]
 fn has_tag(watcher: &WatcherConfig, handle: u64) -> bool {
-    let tag = read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag)));
-    tag == Some(SOCKET_TAG) || tag == Some(CLOSED_SOCKET_TAG)
+    read_user::<u32>(handle.wrapping_add(u64::from(watcher.tag))).is_some_and(is_socket_tag)
 }
 
 #[inline(always)]
@@ -518,8 +533,9 @@ fn generation(tgid: u32, handle: u64) -> u32 {
     unsafe { REOPENED.get(&SocketAddress { handle, tgid, padding: 0 }) }.copied().unwrap_or(0)
 }
 
+/// Where this kernel keeps the addresses of sockets.
 #[inline(always)]
-fn layout() -> SocketLayout {
+pub fn layout() -> SocketLayout {
     // SAFETY: a static of this program. Volatile, because userspace replaces the value at load.
     unsafe { core::ptr::read_volatile(&raw const SOCKET_LAYOUT) }
 }
@@ -527,7 +543,7 @@ fn layout() -> SocketLayout {
 /// The address of the open file at a fd of the current process; 0: there is none, or it cannot be read. A table of
 /// fds is replaced when it grows and the old one freed after a grace period of RCU, which a program is inside of.
 #[inline(always)]
-fn file_at(fd: i32) -> u64 {
+pub fn file_at(fd: i32) -> u64 {
     let layout = layout();
     if layout.task_files == 0 || fd < 0 {
         return 0;
@@ -545,7 +561,7 @@ fn file_at(fd: i32) -> u64 {
 /// # Safety
 /// `to` is zeroed room in a reserved record.
 #[inline(always)]
-unsafe fn read_address(fd: i32, to: *mut FdAddress) -> u16 {
+pub unsafe fn read_address(fd: i32, to: *mut FdAddress) -> u16 {
     let layout = layout();
     let file = file_at(fd);
     if file == 0 {

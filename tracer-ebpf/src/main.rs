@@ -1,9 +1,9 @@
 //! The BPF programs of zmqtrace.
 //!
 //! The kernel side filters, stamps, copies and counts; userspace thinks. `calls` sits on libzmq's
-//! functions, `process` on the life of threads and programs, `fds` on the system calls by which
-//! file descriptors change hands, `totals` counts for `stat`; `maps` holds all
-//! that is shared. `registers` stands apart: it lists where threads are, when it is asked to. Nothing here wakes the reader: it comes on its own timer.
+//! functions and `pipes` says which queues they used, `process` on the life of threads and programs, `syscalls` on system
+//! calls: `fds` follows those by which file descriptors change hands, `wire` those that move messages. `totals` counts for
+//! `stat`; `maps` holds all that is shared. `registers` stands apart: it lists where threads are, when it is asked to. Nothing here wakes the reader: it comes on its own timer.
 
 #![no_std]
 #![no_main]
@@ -15,10 +15,13 @@ mod calls;
 mod fds;
 mod maps;
 mod memory;
+mod pipes;
 mod process;
 mod registers;
+mod syscalls;
 mod threads;
 mod totals;
+mod wire;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -98,6 +98,14 @@ constant! {
     FOLLOW_FDS, follow_fds, u32
 }
 constant! {
+    /// 1: system calls on connections are looked at.
+    FOLLOW_WIRE, follow_wire, u32
+}
+constant! {
+    /// 1: calls that complete messages say which pipes those went through.
+    FOLLOW_PIPES, follow_pipes, u32
+}
+constant! {
     /// 1: `--debug`.
     DEBUG, debug, u32
 }

@@ -141,3 +141,64 @@ unsafe fn fill_header<const N: usize>(record: *mut DataRecord<N>, call: &CallRec
         (*record).sequence = call.sequence;
     }
 }
+
+/// Sends `len` bytes of a whole `data` of ours ahead of the call, as its data.
+#[inline(always)]
+pub fn send_apart<T, const N: usize>(call: &mut CallRecord, data: &[T; N], len: usize) {
+    const BYTES: usize = 256;
+    const { assert!(size_of::<[T; N]>() == BYTES) };
+    call.data_len = 0;
+    let Some(mut entry) = EVENTS.reserve::<DataRecord<BYTES>>(0) else {
+        call.flags |= FLAG_DATA_LOST;
+        lose(Loss::DataRingFull);
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the reserved record is ours until submitted, and as large as `data`, which is plain data.
+    unsafe {
+        fill_header(record, call, len as u32);
+        (&raw mut (*record).data).cast::<[T; N]>().write_unaligned(core::ptr::read(data));
+    }
+    call.flags |= FLAG_DATA_APART;
+    entry.submit(BPF_RB_NO_WAKEUP as u64);
+}
+
+// Types of a `zmq_msg_t`, constant from 4.1 to 4.3.5.
+const TYPE_VSM: u8 = 101;
+const TYPE_LMSG: u8 = 102;
+const TYPE_CMSG: u8 = 104;
+const TYPE_ZCLMSG: u8 = 105;
+
+/// Where a `zmq_msg_t` has its bytes, and how many.
+pub struct Message {
+    /// Address of the bytes.
+    pub address: u64,
+    /// How many.
+    pub size: u64,
+    /// Its flags.
+    pub flags: u8,
+}
+
+/// Reads a `zmq_msg_t`, which has its type and content at these offsets; `None`: there is none, or its layout is not
+/// known.
+#[inline(always)]
+pub fn read_message(message: u64, kind_at: u64, content_at: u64) -> Option<Message> {
+    if kind_at < 2 {
+        return None;
+    }
+    let [_, short_size, kind, flags] = read_user::<[u8; 4]>(message + kind_at - 2)?;
+    let content = message + content_at;
+    let [address, size] = match kind {
+        TYPE_VSM => [content, u64::from(short_size)],
+        TYPE_LMSG | TYPE_ZCLMSG => read_user::<[u64; 2]>(read_user::<u64>(content)?)?,
+        TYPE_CMSG => read_user::<[u64; 2]>(content)?,
+        _ => return None,
+    };
+    Some(Message { address, size, flags })
+}
+
+/// The size of a `zmq_msg_t`.
+#[inline(always)]
+pub fn message_size(message: u64, kind_at: u64, content_at: u64) -> Option<u64> {
+    read_message(message, kind_at, content_at).map(|message| message.size)
+}

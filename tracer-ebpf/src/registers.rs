@@ -7,10 +7,12 @@ use aya_ebpf::{
     bindings::{pt_regs, seq_file, task_struct},
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_seq_write, bpf_task_pt_regs},
+        generated::{bpf_get_current_task, bpf_seq_write, bpf_task_pt_regs},
     },
 };
 use tracer_common::record::{TaskLayout, TaskRecord};
+
+use crate::memory::read_kernel;
 
 /// Where the kernel keeps what is read here, from BTF.
 #[unsafe(no_mangle)]
@@ -78,16 +80,5 @@ pub extern "C" fn task_registers(ctx: *const TaskIterator) -> u32 {
 /// A field of a task; 0 where the kernel has no such field.
 #[inline(always)]
 fn read<T: Copy + Default>(task: u64, offset: u32) -> T {
-    let mut value = T::default();
-    if offset != TaskLayout::ABSENT {
-        // SAFETY: writes the size of `value`; the helper checks the source.
-        unsafe {
-            bpf_probe_read_kernel(
-                (&raw mut value).cast(),
-                size_of::<T>() as u32,
-                task.wrapping_add(u64::from(offset)) as *const _,
-            )
-        };
-    }
-    value
+    if offset == TaskLayout::ABSENT { T::default() } else { read_kernel(task.wrapping_add(u64::from(offset))) }
 }

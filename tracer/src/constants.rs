@@ -25,6 +25,20 @@ const SOCKET_TYPES: [&str; 21] = [
     "CLIENT", "RADIO", "DISH", "GATHER", "SCATTER", "DGRAM", "PEER", "CHANNEL",
 ];
 
+// Those of which something is known that others do not have.
+/// `ZMQ_SUB`.
+pub const SUB: i32 = 2;
+/// `ZMQ_ROUTER`.
+pub const ROUTER: i32 = 6;
+/// `ZMQ_XSUB`.
+pub const XSUB: i32 = 10;
+/// `ZMQ_STREAM`.
+pub const STREAM: i32 = 11;
+/// `ZMQ_DISH`.
+pub const DISH: i32 = 15;
+/// `ZMQ_DGRAM`.
+pub const DGRAM: i32 = 18;
+
 /// Name of a socket type: `REQ`.
 pub fn socket_type(number: i32) -> Option<&'static str> {
     SOCKET_TYPES.get(usize::try_from(number).ok()?).copied()
@@ -207,6 +221,12 @@ mod tests {
     #[test]
     fn options_are_sorted_and_unique() {
         assert!(SOCKET_OPTIONS.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn socket_types_have_their_numbers() {
+        let named = [SUB, ROUTER, XSUB, STREAM, DISH, DGRAM].map(|number| socket_type(number).unwrap_or_default());
+        assert_eq!(named, ["SUB", "ROUTER", "XSUB", "STREAM", "DISH", "DGRAM"]);
     }
 
     #[test]

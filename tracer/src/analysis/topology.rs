@@ -23,6 +23,8 @@ pub struct Topology {
     by_inode: HashMap<u64, Peer>,
     /// By own and other address. The same pair exists in several network namespaces only for loopback addresses.
     by_addresses: HashMap<(String, String), Vec<Somewhere>>,
+    /// Generations of sockets, by process and address.
+    generations: HashMap<(u32, u64), u32>,
 }
 
 /// A connection's own end, and the network namespace that it is in.
@@ -39,6 +41,7 @@ impl Topology {
         for (_, process) in world.processes() {
             let Some(snapshot) = &process.snapshot else { continue };
             for socket in snapshot.contexts.iter().flat_map(|context| &context.sockets) {
+                topology.generations.entry((snapshot.pid, socket.handle)).or_insert(socket.generation);
                 for connection in &socket.connections {
                     topology.add(snapshot, socket, connection);
                 }
@@ -63,9 +66,7 @@ impl Topology {
     /// Who is at the other end of a connection of the process that `snapshot` is of.
     pub fn peer(&self, snapshot: &Snapshot, connection: &Connection) -> Option<Peer> {
         if let Some(handle) = connection.peer_handle {
-            let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
-            let generation =
-                sockets.into_iter().find(|socket| socket.handle == handle).map_or(0, |socket| socket.generation);
+            let generation = self.generations.get(&(snapshot.pid, handle)).copied().unwrap_or(0);
             return Some(Peer { pid: snapshot.pid, socket: Some((handle, generation)) });
         }
         let by_inode = connection.kernel.as_ref().and_then(|kernel| self.by_inode.get(&kernel.peer_inode?)).copied();

@@ -102,20 +102,23 @@ impl Sleepers {
         process: &Process,
         memory: &Memory,
         mailboxes: &Mailboxes,
-        mut threads: Vec<Asleep>,
+        threads: Vec<Asleep>,
         lines: bool,
     ) -> Vec<Sleep> {
         const TRIES: usize = 4;
         let pid = process.pid;
+        let find = |threads: Vec<Asleep>| -> Vec<Candidate> {
+            threads.into_iter().filter_map(|thread| mailboxes.candidate(memory, pid, thread)).collect()
+        };
+        let mut found = find(threads);
+        if found.is_empty() {
+            return Vec::new();
+        }
         let Ok(mut unwinder) = Unwinder::new(pid) else { return Vec::new() };
         let (mut candidates, mut since, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..TRIES {
-            let found = std::mem::take(&mut threads).into_iter();
-            let found: Vec<_> = found.filter_map(|thread| mailboxes.candidate(memory, pid, thread)).collect();
-            if found.is_empty() {
-                break;
-            }
             let registers = self.registers(pid);
+            let mut moved = Vec::new();
             for candidate in found {
                 let thread = &candidate.thread;
                 let registers = registers.get(&thread.tid);
@@ -125,8 +128,12 @@ impl Sleepers {
                     addresses.push(stack);
                     candidates.push(candidate);
                 } else if let Ok(Some(thread)) = threads::asleep_one(pid, thread.tid) {
-                    threads.push(thread);
+                    moved.push(thread);
                 }
+            }
+            found = find(moved);
+            if found.is_empty() {
+                break;
             }
         }
         let called = called_functions(process, memory, &mut unwinder, &addresses);
@@ -160,6 +167,9 @@ fn called_functions(
     unwinder: &mut Unwinder,
     stacks: &[Addresses],
 ) -> Vec<Option<FunctionId>> {
+    if stacks.is_empty() {
+        return Vec::new();
+    }
     // What a libzmq calls is no call of the program.
     let is_libzmq = |file: &&FileMapping| {
         let library = file.library.and_then(|index| process.libraries.get(usize::from(index)));

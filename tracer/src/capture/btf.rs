@@ -19,17 +19,16 @@ pub struct KernelTypes(JoinHandle<Result<Offsets, Error>>);
 pub struct Offsets {
     /// `thread.fsbase` in `task_struct`, bytes: the thread pointer of an x86_64 thread.
     pub fsbase: u32,
-    /// The way from a fd to its socket's addresses; all zero where that was not asked for, or is not known.
+    /// The way from a fd to its socket's addresses; all zero where it is not known.
     pub sockets: SocketLayout,
 }
 
 impl KernelTypes {
-    /// Begins. `sockets`: whether the way from a fd to its socket's addresses is wanted.
-    pub fn look_up(sockets: bool) -> Self {
-        Self(std::thread::spawn(move || {
+    /// Begins.
+    pub fn look_up() -> Self {
+        Self(std::thread::spawn(|| {
             let btf = open()?;
-            let sockets = if sockets { socket_layout(&btf).unwrap_or_default() } else { SocketLayout::default() };
-            Ok(Offsets { fsbase: fsbase_offset(&btf)?, sockets })
+            Ok(Offsets { fsbase: fsbase_offset(&btf)?, sockets: socket_layout(&btf).unwrap_or_default() })
         }))
     }
 
@@ -136,6 +135,13 @@ fn socket_layout(btf: &Btf) -> Option<SocketLayout> {
         unix_peer: offset("unix_sock", &["peer"]).unwrap_or(0),
         unix_len: offset("unix_address", &["len"]).unwrap_or(0),
         unix_name: offset("unix_address", &["name"]).unwrap_or(0),
+        sock_type: offset("sock", &["sk_type"]).unwrap_or(0),
+        protocol: offset("sock", &["sk_protocol"]).unwrap_or(0),
+        sock_socket: offset("sock", &["sk_socket"]).unwrap_or(0),
+        write_sequence: offset("tcp_sock", &["write_seq"]).unwrap_or(0),
+        copied_sequence: offset("tcp_sock", &["copied_seq"]).unwrap_or(0),
+        file_inode: offset("file", &["f_inode"])?,
+        inode_number: offset("inode", &["i_ino"])?,
     })
 }
 

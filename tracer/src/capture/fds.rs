@@ -15,10 +15,12 @@ use tracer_common::{
         WatcherConfig,
     },
     limits::{MAX_PATH_BYTES, MAX_WATCHERS},
+    wire::EngineLayout,
 };
 
+use super::join::engine_layout;
 use crate::{
-    event::{Change, ConnectionState, FdChange, FdPart, FdSocket, Role, Snapshot},
+    event::{Change, FdChange, FdPart, FdSocket, FoundFd, Role, Snapshot},
     inspect::layouts::{self, Layout},
     target::{Process, printable},
 };
@@ -62,23 +64,15 @@ impl Follower {
         let contexts = || snapshot.into_iter().flat_map(|snapshot| &snapshot.contexts).filter(|found| !found.inherited);
         for context in contexts() {
             for socket in &context.sockets {
-                let owner = |part: RawPart, role: Option<Role>| FdOwner {
-                    state: FdState::new(part as u8, role.map_or(0, raw_role), true, context.library),
-                    handle: socket.handle,
-                    file: 0,
-                    program: config.program,
-                    padding: 0,
-                };
-                let bound = socket.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind));
-                let listeners =
-                    bound.filter_map(|endpoint| Some((endpoint.fd?, owner(RawPart::Listener, Some(Role::Bind)))));
-                let connections = socket.connections.iter().filter_map(|connection| {
-                    let is_made = connection.state != Some(ConnectionState::Connecting);
-                    let part = if is_made { RawPart::Connection } else { RawPart::Connecter };
-                    Some((connection.fd?, owner(part, connection.role)))
-                });
-                let mailbox = socket.mailbox_fd.map(|fd| (fd, owner(RawPart::Mailbox, None)));
-                for (fd, owner) in listeners.chain(connections).chain(mailbox) {
+                // The last ones first, since here the first one of a number counts.
+                for FoundFd { fd, part, role, .. } in socket.fds().rev() {
+                    let owner = FdOwner {
+                        state: FdState::new(raw_part(part) as u8, role.map_or(0, raw_role), true, context.library),
+                        handle: socket.handle,
+                        file: 0,
+                        program: config.program,
+                        padding: 0,
+                    };
                     // The kernel side counts fds that find no room; here they are learnt of by their next change.
                     let _ = self.fds.insert(FdKey { tgid: process.pid, fd }, owner, NO_REPLACE);
                 }
@@ -119,6 +113,15 @@ impl Follower {
     }
 }
 
+const fn raw_part(part: FdPart) -> RawPart {
+    match part {
+        FdPart::Listener => RawPart::Listener,
+        FdPart::Connecter => RawPart::Connecter,
+        FdPart::Connection => RawPart::Connection,
+        FdPart::Mailbox => RawPart::Mailbox,
+    }
+}
+
 const fn raw_role(role: Role) -> u8 {
     match role {
         Role::Bind => FdRole::Bind as u8,
@@ -152,6 +155,7 @@ fn watchers<'a>(layouts: impl Iterator<Item = (u8, &'a Layout)>) -> [WatcherConf
                 tag: layout.socket_tag as u16,
                 socket_type: layout.opt_type as u16,
                 socket_id: layout.opt_socket_id as u16,
+                engine: if part == RawPart::Connection { engine_layout(layout) } else { EngineLayout::default() },
             };
             if !rows.contains(&row) {
                 rows.push(row);
@@ -193,7 +197,7 @@ pub fn change(record: &FdRecord) -> Option<FdChange> {
 }
 
 /// Both ends, as libzmq writes endpoints.
-fn endpoints(family: u16, address: &FdAddress) -> (Option<String>, Option<String>) {
+pub fn endpoints(family: u16, address: &FdAddress) -> (Option<String>, Option<String>) {
     let tcp = |bytes: &[u8; 16], port: u16| {
         let ip = if i32::from(family) == libc::AF_INET {
             let [a, b, c, d, ..] = *bytes;

@@ -4,18 +4,22 @@
 mod attach;
 mod blocked;
 mod btf;
+mod event_polls;
 mod fds;
 mod in_flight;
+mod join;
 mod order;
+mod priority;
 mod program;
 mod record;
 pub mod registers;
 pub mod snapshot;
 mod sys;
 mod totals;
+mod wire;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -39,12 +43,15 @@ use tracer_common::{
     function::Class,
     limits::MAX_THREADS,
     record::{SocketAddress, TargetConfig},
+    wire::WireScope,
 };
 
 use self::{
     attach::Probes,
+    event_polls::EventPolls,
     fds::Follower,
     in_flight::Sampler,
+    join::Joiner,
     order::Order,
     program::{Constants, Object},
     record::Decoder,
@@ -83,6 +90,12 @@ pub struct Options {
     pub totals: bool,
     /// Whether the fds of sockets are to be followed.
     pub fds: bool,
+    /// Whether system calls on connections are recorded, those that fail too.
+    pub net: bool,
+    /// Whether calls that complete messages say which pipes those went through. Nothing of payloads is copied then.
+    pub pipes: bool,
+    /// Whether a process needs no libzmq: all its stream sockets are looked at.
+    pub wire_only: bool,
     /// Bytes of each payload to copy.
     pub payload_limit: u32,
     /// Size of the ring, a power of two.
@@ -128,6 +141,7 @@ pub struct Capture {
     closed: HashMap<MapData, SocketAddress, u32>,
     targets: HashMap<MapData, u32, TargetConfig>,
     follower: Option<Follower>,
+    joiner: Option<Joiner>,
     loss: Loss,
     look_due: Instant,
     /// Targets that have not ended.
@@ -136,6 +150,8 @@ pub struct Capture {
     replaced: Vec<(u32, u32)>,
     /// Sockets that the stream has introduced: process, handle, generation.
     introduced: HashSet<(u32, u64, u32)>,
+    options: Options,
+    event_polls: BTreeMap<u32, EventPolls>,
     clock: Clock,
     ended: Option<EndReason>,
     ending: Arc<AtomicBool>,
@@ -205,6 +221,8 @@ impl Capture {
             count_classes: if options.totals { set_of(&options.classes).into() } else { 0 },
             fsbase_offset: kernel.fsbase,
             follow_fds: options.fds.into(),
+            follow_wire: options.net.into(),
+            follow_pipes: options.pipes.into(),
             socket_layout: kernel.sockets,
             debug: options.debug.into(),
         };
@@ -212,9 +230,8 @@ impl Capture {
         let logger = if options.debug { Some(object.log()?) } else { None };
         let mut targets: HashMap<_, u32, TargetConfig> = typed(object.take_map("TARGETS")?)?;
         for process in &processes {
-            targets.insert(process.pid, target_config(process), 0).map_err(|error| Error::Bpf {
-                action: "tell the kernel side of a target".into(),
-                reason: error.to_string(),
+            targets.insert(process.pid, target_config(process, scope(process, options)), 0).map_err(|error| {
+                Error::Bpf { action: "tell the kernel side of a target".into(), reason: error.to_string() }
             })?;
         }
         object.attach_raw_tracepoint("thread_exit", "sched_process_exit")?;
@@ -222,13 +239,25 @@ impl Capture {
         let probes =
             attach::attach(&mut object, &processes, &options.classes, options.fds, options.programs, options.link)?;
         let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
+        if options.net {
+            object.attach_raw_tracepoint("syscall_enter", "sys_enter")?;
+        }
+        if options.net || options.fds {
+            object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
+        }
+        let joiner = if options.net {
+            let [engines, streams, pipes] = ["ENGINES", "STREAMS", "PIPES"].map(|name| object.take_map(name));
+            Some(Joiner::new(typed(engines?)?, typed(streams?)?, typed(pipes?)?))
+        } else {
+            None
+        };
         let ring: RingBuf<MapData> = typed(object.take_map("EVENTS")?)?;
         let totals = if options.totals { Some(TotalsReader::new(object.map_fd("TOTALS")?)) } else { None };
         let slots = MappedArray::new(object.map_fd("THREADS")?.as_fd(), MAX_THREADS)
             .map_err(|error| Error::Bpf { action: "map the table of threads".into(), reason: error.to_string() })?;
         let mut capture = Self {
             ring,
-            decoder: Decoder::default(),
+            decoder: Decoder::new(options.pipes),
             order: Order::default(),
             sampler: Sampler::new(slots, set_of(&options.records)),
             totals,
@@ -236,11 +265,14 @@ impl Capture {
             closed: typed(object.take_map("CLOSED")?)?,
             targets,
             follower,
+            joiner,
             loss: Loss::default(),
             look_due: Instant::now(),
             alive: Vec::new(),
             replaced: Vec::new(),
             introduced: HashSet::new(),
+            options: options.clone(),
+            event_polls: BTreeMap::new(),
             clock: Clock::new(options).map_err(|error| runtime_error(&error))?,
             ended: None,
             ending: Arc::clone(&options.ending),
@@ -341,23 +373,29 @@ impl Capture {
     /// Tells the stream of every socket that a process has. One that a call is seen to make or close meanwhile is
     /// left to that call.
     fn introduce_all(&mut self, process: &target::Process) {
-        let snapshot = target::fds::fds(process.pid).and_then(|fds| snapshot::take(process, &fds, Detail::Names));
+        // What their changes are added to must be read now.
+        let mut event_polls = EventPolls::default();
+        let fds = target::fds::fds(process.pid);
+        let snapshot = fds.and_then(|fds| snapshot::take(process, &fds, &mut event_polls, Detail::Names));
         if let Some(follower) = &mut self.follower {
             follower.seed(process, snapshot.as_ref().ok());
         }
         let Ok(mut snapshot) = snapshot else { return };
+        let pipes = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot)).unwrap_or_default();
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);
         }
         let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
         self.introduced.extend(sockets.map(|socket| (process.pid, socket.handle, 0)));
         self.ready.push(Event::Snapshot(Arc::new(snapshot)));
+        self.ready.extend(pipes.into_iter().map(Event::Pipe));
     }
 
     /// Passes on how full the queues of all targets are.
     fn sample_queues(&mut self) {
         for (process, _) in &self.alive {
-            let Ok(mut queues) = snapshot::queues(process) else { continue };
+            let event_polls = self.event_polls.entry(process.pid).or_default();
+            let Ok(mut queues) = snapshot::queues(process, event_polls) else { continue };
             for queue in &mut queues.queues {
                 queue.generation = self.generation(process.pid, queue.handle);
             }
@@ -448,7 +486,7 @@ impl Capture {
     /// Looks into processes that have replaced their program, once that has loaded its libzmq: at first as often
     /// as the ring is read, later now and then.
     fn reopen_replaced(&mut self) {
-        let Self { replaced, alive, targets, .. } = self;
+        let Self { replaced, alive, targets, options, .. } = self;
         let mut reopened_pids = Vec::new();
         replaced.retain_mut(|(pid, tries)| {
             *tries = tries.saturating_add(1);
@@ -457,7 +495,8 @@ impl Capture {
             }
             let Some((process, _)) = alive.iter_mut().find(|(process, _)| process.pid == *pid) else { return false };
             let Ok(reopened) = target::Process::open(*pid) else { return true };
-            let _ = targets.insert(*pid, target_config(&reopened), 0);
+            let scope = scope(&reopened, options);
+            let _ = targets.insert(*pid, target_config(&reopened, scope), 0);
             *process = reopened;
             reopened_pids.push(*pid);
             false
@@ -470,6 +509,9 @@ impl Capture {
     /// What a process has had since it replaced its program.
     fn follow_again(&mut self, pid: u32) {
         let Some(index) = self.alive.iter().position(|(process, _)| process.pid == pid) else { return };
+        if let Some(joiner) = &mut self.joiner {
+            joiner.forget(pid);
+        }
         let Some(follower) = &mut self.follower else { return };
         let (process, pidfd) = self.alive.swap_remove(index);
         // It had room before.
@@ -501,7 +543,11 @@ impl Capture {
         if let Some(follower) = &mut self.follower {
             follower.end(process.pid);
         }
+        if let Some(joiner) = &mut self.joiner {
+            joiner.forget(process.pid);
+        }
         self.introduced.retain(|(pid, ..)| *pid != process.pid);
+        self.event_polls.remove(&process.pid);
         self.order.push(Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: process.pid }));
         if self.alive.is_empty() {
             self.ended = Some(EndReason::TargetsEnded);
@@ -617,8 +663,18 @@ fn set_of(classes: &[Class]) -> u16 {
     classes.iter().fold(0, |set, class| set | class.bit())
 }
 
-fn target_config(process: &target::Process) -> TargetConfig {
+/// Which system calls of a process are looked at.
+fn scope(process: &target::Process, options: &Options) -> WireScope {
+    match options.net {
+        false => WireScope::Nothing,
+        true if process.libraries.is_empty() || options.wire_only => WireScope::Streams,
+        true => WireScope::Connections,
+    }
+}
+
+fn target_config(process: &target::Process, scope: WireScope) -> TargetConfig {
     let mut config = TargetConfig {
+        wire: scope as u32,
         errno_offset: process.errno_offset.unwrap_or(0),
         trampoline: target::trampoline(process.pid).unwrap_or(0),
         ..TargetConfig::default()
@@ -637,7 +693,6 @@ fn follow(object: &mut Object, processes: &[target::Process]) -> Result<Follower
             .begin(process)
             .map_err(|reason| Error::Bpf { action: "tell the kernel side of a target's fds".into(), reason })?;
     }
-    object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
     Ok(follower)
 }
 

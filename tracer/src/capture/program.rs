@@ -15,7 +15,7 @@ use aya::{
 
 use tracer_common::{
     fds::SocketLayout,
-    limits::{MAX_CLASSES, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS},
+    limits::{MAX_CLASSES, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS, MAX_THREADS},
 };
 
 use super::sys::{self, AttachType, ProgramKind};
@@ -40,6 +40,10 @@ pub struct Constants {
     pub fsbase_offset: u32,
     /// 1: the fds of sockets are followed.
     pub follow_fds: u32,
+    /// 1: system calls on connections are looked at.
+    pub follow_wire: u32,
+    /// 1: calls that complete messages say which pipes those went through.
+    pub follow_pipes: u32,
     /// The way from a fd to its socket's addresses.
     pub socket_layout: SocketLayout,
     /// 1: the BPF side reports on itself.
@@ -70,6 +74,8 @@ impl Object {
             .override_global("COUNT_CLASSES", &constants.count_classes, true)
             .override_global("FSBASE_OFFSET", &constants.fsbase_offset, true)
             .override_global("FOLLOW_FDS", &constants.follow_fds, true)
+            .override_global("FOLLOW_WIRE", &constants.follow_wire, true)
+            .override_global("FOLLOW_PIPES", &constants.follow_pipes, true)
             .override_global("SOCKET_LAYOUT", &constants.socket_layout, true)
             .override_global("DEBUG", &constants.debug, true)
             .map_max_entries("EVENTS", ring_bytes)
@@ -77,6 +83,7 @@ impl Object {
             .map_max_entries("FDS", room(MAX_FDS))
             .map_max_entries("CLASSES", room(MAX_CLASSES))
             .map_max_entries("REOPENED", room(MAX_REOPENED_SOCKETS))
+            .map_max_entries("ENTERED", if constants.follow_wire != 0 { MAX_THREADS } else { 1 })
             .load(OBJECT)
             .map_err(load_error)?;
         let fd = |(name, map): (&str, &Map)| {
@@ -198,7 +205,9 @@ impl std::fmt::Display for LoadError {
 /// Every kind of map that `tracer-ebpf` has.
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::RingBuf(data) => Some(data),
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
+            Some(data)
+        }
         _ => None,
     }
 }

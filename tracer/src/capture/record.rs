@@ -6,7 +6,7 @@ use aya::Pod;
 use bytes::{Bytes, BytesMut};
 use tracer_common::{
     fds::FdRecord,
-    function::{Cookie, Failure, Function, Returns},
+    function::{Class, Cookie, Failure, Function, Returns},
     limits::{INLINE_DATA_BYTES, MAX_NESTED_FRAMES},
     record::{
         CALL_HEADER_BYTES, CallRecord, DATA_HEADER_BYTES, DataRecord, FLAG_DATA_APART, FLAG_DATA_FAULT, FLAG_DATA_LOST,
@@ -14,7 +14,7 @@ use tracer_common::{
     },
 };
 
-use super::fds;
+use super::{fds, wire};
 use crate::event::{Call, Data, Event, FunctionId, Missing, Outcome, ProcessEnd, Thread, ThreadExit};
 use crate::target::printable;
 
@@ -35,9 +35,16 @@ pub struct Decoder {
     slots: Vec<u32>,
     /// Records that made no sense.
     pub unreadable: u64,
+    /// Whether the data of sends and receives says which pipes they used.
+    pipes: bool,
 }
 
 impl Decoder {
+    /// With `pipes`, the data of sends and receives says which pipes they used.
+    pub fn new(pipes: bool) -> Self {
+        Self { pipes, ..Self::default() }
+    }
+
     /// The event that a record makes, if any.
     pub fn decode(&mut self, record: &[u8]) -> Option<Event> {
         let event = match record.first().copied().and_then(RecordKind::from_byte) {
@@ -51,6 +58,11 @@ impl Decoder {
             Some(RecordKind::Fd) => {
                 read(record, size_of::<FdRecord>()).and_then(|record| fds::change(&record)).map(Event::Fd)
             }
+            Some(RecordKind::Wire) => wire::wire(record).map(Event::Wire),
+            Some(RecordKind::Stream) => wire::stream(record).map(Event::Stream),
+            Some(RecordKind::Pipe) => wire::pipe(record).map(Event::Pipe),
+            // What a subscriber sends besides its subscriptions is the program's own.
+            Some(RecordKind::Command) => return wire::command(record).map(Event::Command),
             Some(kind) => read(record, size_of::<ThreadRecord>()).and_then(|thread| self.life(kind, &thread)),
             None => None,
         };
@@ -99,6 +111,8 @@ impl Decoder {
             known(FLAG_TEXT_CUT).then_some(Missing::Cut)
         };
         let bytes = bytes.unwrap_or_default();
+        let carries_pipes = self.pipes && matches!(function.row().class, Class::Send | Class::Recv);
+        let (pipes, bytes) = if carries_pipes { (wire::pipes(&bytes), Bytes::new()) } else { (Vec::new(), bytes) };
         Call {
             pid: record.tgid,
             tid: record.tid,
@@ -111,7 +125,7 @@ impl Decoder {
             size: known(FLAG_SIZE_KNOWN).then_some(record.size),
             more: known(FLAG_MORE_KNOWN).then_some(known(FLAG_MORE)),
             data: Data { bytes, missing },
-            pipes: Vec::new(),
+            pipes,
             outcome: None,
         }
     }
@@ -177,7 +191,7 @@ impl Decoder {
 
 /// Copies the `T` at the start of a record that must have at least `least` bytes of it; what is cut off
 /// behind them reads as zero.
-fn read<T: Pod>(record: &[u8], least: usize) -> Option<T> {
+pub fn read<T: Pod>(record: &[u8], least: usize) -> Option<T> {
     if record.len() < least {
         return None;
     }
@@ -208,7 +222,7 @@ mod tests {
         let mut decoder = Decoder::default();
         let mut seed = 1u64;
         for len in 0..400 {
-            for kind in 0..8u8 {
+            for kind in 0..12u8 {
                 let mut record: Vec<u8> = (0..len)
                     .map(|_| {
                         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

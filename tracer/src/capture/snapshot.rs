@@ -14,7 +14,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Ending, Events, blocked::Sleepers, describe, every, monotonic_ns, or_never, realtime_ns, runtime_error};
+use super::{
+    Ending, Events, blocked::Sleepers, describe, event_polls::EventPolls, every, monotonic_ns, or_never, priority,
+    realtime_ns, runtime_error,
+};
 use crate::{
     error::Error,
     event::{Connection, End, EndReason, Event, ProcessEnd, Queue, Queues, Snapshot, Start, Tick},
@@ -23,6 +26,7 @@ use crate::{
         self, Memory, Process,
         fds::{self, Fds},
         net::{self, KernelSockets},
+        share,
     },
 };
 
@@ -62,6 +66,7 @@ pub struct Snapshots {
 /// A process that is looked into.
 struct Target {
     process: Process,
+    event_polls: EventPolls,
     /// Whether it was asked for.
     is_asked: bool,
     /// Whether the stream knows it.
@@ -73,7 +78,8 @@ struct Target {
 
 impl Target {
     fn open(pid: u32, is_asked: bool) -> Result<Self, Error> {
-        Ok(Self { program: program(pid), process: Process::open_to_inspect(pid)?, is_asked, is_introduced: false })
+        let (program, process) = (program(pid), Process::open_to_inspect(pid)?);
+        Ok(Self { process, event_polls: EventPolls::default(), is_asked, is_introduced: false, program })
     }
 
     /// After an exec nothing that is known of it holds. Whether that was so.
@@ -97,13 +103,6 @@ impl Target {
     }
 }
 
-/// Who looks again and again must not take the CPU time that the targets need: they come first.
-fn yield_to_targets() {
-    const LAST: i32 = 19;
-    // SAFETY: takes integers. That we may not become nicer is no reason to stop.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LAST) };
-}
-
 fn program(pid: u32) -> Vec<u8> {
     fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default()
 }
@@ -122,7 +121,7 @@ impl Snapshots {
     /// When one of them is not there, may not be looked into, or has no libzmq.
     pub fn start(options: Options) -> Result<Self, Error> {
         if options.interval.is_some() || options.queues.is_some() {
-            yield_to_targets();
+            priority::yield_to_targets();
         }
         let mut targets = BTreeMap::new();
         for pid in &options.pids {
@@ -157,8 +156,9 @@ impl Snapshots {
     fn look(&mut self) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         let (round, kernel) = std::thread::scope(|scope| {
-            // Meanwhile: the kernel's tables take about as long as the rest.
-            let kernel = scope.spawn(|| KernelSockets::read(net::network_namespaces().into_values()));
+            // Meanwhile, where a thread is to be had.
+            let read_kernel = || KernelSockets::read(net::network_namespaces().into_values());
+            let kernel = share::helper(scope, read_kernel);
             if self.options.all {
                 self.find_all();
             }
@@ -166,7 +166,8 @@ impl Snapshots {
             for pid in self.asked() {
                 self.look_into(pid, &mut round, &mut events)?;
             }
-            Ok((round, kernel.join().unwrap_or_default()))
+            let kernel = kernel.map_or_else(read_kernel, |kernel| kernel.join().unwrap_or_default());
+            Ok((round, kernel))
         })?;
         let mut round = round;
         round.describe_connections(&kernel);
@@ -178,6 +179,7 @@ impl Snapshots {
             self.look_into(pid, &mut round, &mut events)?;
         }
         round.describe_connections(&kernel);
+        round.add_shortfalls(&kernel);
         for (pid, mut snapshot) in round.snapshots {
             // Complete only now.
             snapshot.ts_ns = monotonic_ns();
@@ -211,7 +213,7 @@ impl Snapshots {
         if target.reopen_if_replaced() {
             events.push(Event::Exec(ProcessEnd { ts_ns: monotonic_ns(), pid }));
         }
-        match round.look_into(&target.process, &mut self.sleepers, self.options.lines) {
+        match round.look_into(target, &mut self.sleepers, self.options.lines) {
             Ok(()) if may_refuse && round.has_nothing(&target.process) => Err(target::absence(pid)),
             Ok(()) => Ok(()),
             Err(error) if may_refuse => Err(target::look_error(pid, error)),
@@ -230,8 +232,10 @@ impl Snapshots {
             if self.targets.contains_key(&pid) {
                 continue;
             }
-            let Ok(target) = Target::open(pid, true) else { continue };
-            if !look_with(&target.process, &fds, Detail::Queues).contexts.is_empty() {
+            let Ok(mut target) = Target::open(pid, true) else { continue };
+            let Target { process, event_polls, .. } = &mut target;
+            let look = look_with(process, &fds, event_polls, Detail::Queues);
+            if look.is_ok_and(|look| !look.contexts.is_empty()) {
                 self.targets.insert(pid, target);
             }
         }
@@ -244,8 +248,11 @@ impl Snapshots {
             if !target.is_asked {
                 return true;
             }
-            let gone = || Err(io::Error::from(io::ErrorKind::NotFound));
-            let sample = if target.has_ended() { gone() } else { queues(&target.process).map(Event::Queues) };
+            let sample = if target.has_ended() {
+                Err(io::Error::from(io::ErrorKind::NotFound))
+            } else {
+                queues(&target.process, &mut target.event_polls).map(Event::Queues)
+            };
             let is_there = sample.is_ok();
             let end = || Event::ProcessExit(ProcessEnd { ts_ns: monotonic_ns(), pid: *pid });
             events.push(sample.unwrap_or_else(|_| end()));
@@ -312,9 +319,10 @@ struct Round {
 }
 
 impl Round {
-    fn look_into(&mut self, process: &Process, sleepers: &mut Sleepers, lines: bool) -> io::Result<()> {
+    fn look_into(&mut self, target: &mut Target, sleepers: &mut Sleepers, lines: bool) -> io::Result<()> {
+        let Target { process, event_polls, .. } = target;
         let mut fds = fds::fds(process.pid)?;
-        let mut snapshot = take(process, &fds, Detail::All)?;
+        let mut snapshot = take(process, &fds, event_polls, Detail::All)?;
         // One that was closed and used again while the memory was read is another socket's now.
         fds.confirm(process.pid, connections(&mut snapshot).filter_map(|connection| connection.fd));
         // Without what they say the rest is as good.
@@ -337,12 +345,6 @@ impl Round {
     fn describe_connections(&mut self, kernel: &KernelSockets) {
         for (pid, snapshot) in &mut self.snapshots {
             let Some(fds) = self.fds.get(pid) else { continue };
-            let of_network = kernel
-                .shortfalls()
-                .iter()
-                .filter(|shortfall| net::network_namespace(shortfall.pid).ok() == snapshot.network);
-            snapshot.missing.extend(of_network.map(ToString::to_string));
-            snapshot.missing.dedup();
             for connection in connections(snapshot).filter(|connection| connection.kernel.is_none()) {
                 let socket = connection.fd.and_then(|fd| kernel.get(*fds.sockets.get(&fd)?));
                 let Some(socket) = socket else { continue };
@@ -351,6 +353,17 @@ impl Round {
                 connection.remote = socket.remote.as_ref().map(ToString::to_string);
                 connection.kernel = Some(socket.to_event());
             }
+        }
+    }
+
+    /// Adds what the kernel did not tell of the processes' networks.
+    fn add_shortfalls(&mut self, kernel: &KernelSockets) {
+        for snapshot in self.snapshots.values_mut() {
+            let of_network = kernel
+                .shortfalls()
+                .iter()
+                .filter(|shortfall| net::network_namespace(shortfall.pid).ok() == snapshot.network);
+            snapshot.missing.extend(of_network.map(ToString::to_string));
         }
     }
 
@@ -391,15 +404,11 @@ fn connections(snapshot: &mut Snapshot) -> impl Iterator<Item = &mut Connection>
 ///
 /// # Errors
 /// When the process is gone, or may not be looked into.
-pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot> {
+pub fn take(process: &Process, fds: &Fds, event_polls: &mut EventPolls, detail: Detail) -> io::Result<Snapshot> {
     let begun_ns = monotonic_ns();
-    let Look { contexts, unread, is_cut } = look_with(process, fds, detail);
+    let Look { contexts, unread, is_cut } = look_with(process, fds, event_polls, detail)?;
     let now_ns = monotonic_ns();
     let status = procfs::process::Process::new(process.pid as i32).and_then(|proc| proc.status()).ok();
-    // What was read of a process that has ended meanwhile may be half of it.
-    if Memory::new(process.pid).is_gone() {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
     Ok(Snapshot {
         ts_ns: now_ns,
         took_ns: now_ns - begun_ns,
@@ -422,9 +431,10 @@ pub fn take(process: &Process, fds: &Fds, detail: Detail) -> io::Result<Snapshot
 ///
 /// # Errors
 /// When the process is gone, or may not be looked into.
-pub fn queues(process: &Process) -> io::Result<Queues> {
-    let snapshot = take(process, &fds::fds(process.pid)?, Detail::Queues)?;
-    let sockets = snapshot.contexts.into_iter().flat_map(|context| context.sockets);
+pub fn queues(process: &Process, event_polls: &mut EventPolls) -> io::Result<Queues> {
+    let look = look_with(process, &fds::fds(process.pid)?, event_polls, Detail::Queues)?;
+    let ts_ns = monotonic_ns();
+    let sockets = look.contexts.into_iter().flat_map(|context| context.sockets);
     let queues = sockets.flat_map(|socket| {
         let queue = move |connection: Connection| {
             let (handle, generation) = (socket.handle, socket.generation);
@@ -432,23 +442,23 @@ pub fn queues(process: &Process) -> io::Result<Queues> {
         };
         socket.connections.into_iter().filter_map(queue)
     });
-    Ok(Queues { ts_ns: snapshot.ts_ns, pid: snapshot.pid, queues: queues.collect() })
+    Ok(Queues { ts_ns, pid: process.pid, queues: queues.collect() })
 }
 
-fn look_with(process: &Process, fds: &Fds, detail: Detail) -> Look {
-    let fdinfo = |fd: &i32| fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", process.pid)).unwrap_or_default();
-    let watched: Vec<_> = fds.event_polls.iter().flat_map(|fd| inspect::parse_fdinfo(&fdinfo(fd))).collect();
+/// What libzmq holds in a process. What was read of one that has ended meanwhile may be half of it: that is an error.
+fn look_with(process: &Process, fds: &Fds, event_polls: &mut EventPolls, detail: Detail) -> io::Result<Look> {
     let files = process.file_mappings();
     let versions: Vec<_> = process.libraries.iter().map(|library| library.version).collect();
     let memory = Memory::new(process.pid);
     let image = Image::new(&memory);
     let subject = Subject {
-        own_pid: process.own_pid(),
+        own_pid: process.own_pid,
         image: &image,
-        watched: &watched,
+        watched: event_polls.watched(process.pid, fds),
         files: &files,
         versions: &versions,
         layouts: layouts::all(),
     };
-    inspect::look(&subject, detail)
+    let look = inspect::look(&subject, detail);
+    if memory.is_gone() { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(look) }
 }

@@ -25,6 +25,11 @@ pub enum Command {
     Trace(Trace),
     /// Count calls, errors, time, bytes and messages by socket and call
     Stat(Stat),
+    /// Say where the time of each message went, stage by stage, between the sockets of the processes
+    ///
+    /// From the call that sent it over the sender's queue, the wire and the receiver's queue to the call that received it;
+    /// how many messages were matched, and why the others were not, is always said.
+    Latency(Latency),
     /// Show contexts, sockets, options, connections with fds and peers, queues, and blocked threads, now
     ///
     /// Read from the memory of the process, without a probe and without a stop: also of one that hangs. Needs
@@ -138,6 +143,39 @@ pub struct Stat {
     /// messages included, and how full they were
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub queues: Option<Duration>,
+}
+
+/// `zmqtrace latency`.
+#[derive(Debug, Args)]
+pub struct Latency {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// What every command takes that attaches probes.
+    #[command(flatten)]
+    pub attach: Attach,
+
+    /// Also a table for each interval, such as 1s or 500ms
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub interval: Option<Duration>,
+
+    /// Also a line for each message
+    #[arg(long)]
+    pub messages: bool,
+
+    /// Only lines of messages that took longer from end to end, such as 5ms; where one end is not traced, in the longest
+    /// stage that was seen. Implies --messages
+    #[arg(long, value_name = "TIME", value_parser = short_duration)]
+    pub slower_than: Option<Duration>,
+
+    /// Also a histogram for each pair and stage
+    #[arg(long, conflicts_with = "json")]
+    pub histogram: bool,
+
+    /// Only what goes over the wire: processes without a libzmq that is known are looked at, too
+    #[arg(long)]
+    pub wire_only: bool,
 }
 
 /// `zmqtrace sockets`.
@@ -296,6 +334,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         .or_else(friendly)
         .filter(|duration| SENSIBLE.contains(duration))
         .ok_or_else(|| "must be a time such as 3, 0.5, 500ms or 2m, from 1ms to a year".into())
+}
+
+/// The same, as short as one likes: `5us`.
+fn short_duration(text: &str) -> Result<Duration, String> {
+    let friendly = || Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok();
+    duration(text).ok().or_else(friendly).ok_or_else(|| "must be a time such as 5ms, 20us or 0.5".into())
 }
 
 fn exit_statuses() -> String {

@@ -27,6 +27,7 @@ fn run(arguments: &Arguments) -> Result<(), crate::error::Error> {
     match &arguments.command {
         Command::Trace(trace) => run::trace(trace),
         Command::Stat(stat) => run::stat(stat),
+        Command::Latency(latency) => run::latency(latency),
         Command::Sockets(sockets) => run::sockets(sockets),
         Command::Generate { document } => {
             generate(*document);

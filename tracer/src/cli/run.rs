@@ -8,7 +8,7 @@ use std::{
 
 use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
 
-use super::args::{Attach, ClassName, Common, DEFAULT_CLASSES, Sockets, Stat, Trace};
+use super::args::{Attach, ClassName, Common, DEFAULT_CLASSES, Latency, Sockets, Stat, Trace};
 use super::{deadline, say};
 use crate::{
     analysis::{calls::Filter, narrow::Narrow},
@@ -19,8 +19,8 @@ use crate::{
     error::Error,
     event::{Event, Loss},
     output::{
-        Dot, JsonSockets, JsonStat, JsonTrace, Report, Sink, Sockets as SocketTable, StatTable, Strace, StraceOptions,
-        TimeFormat,
+        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, LatencyOptions, LatencyTable, Report, Sink,
+        Sockets as SocketTable, StatTable, Strace, StraceOptions, TimeFormat,
     },
     target::{self, Process},
     world::World,
@@ -85,6 +85,37 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
     run(common, &arguments.attach, &options, World::default(), report.as_mut())
 }
 
+/// `zmqtrace latency`.
+pub fn latency(arguments: &Latency) -> Result<(), Error> {
+    let common = &arguments.common;
+    let sees_calls =
+        [Class::Ctx, Class::Socket, Class::Endpoint, Class::Option, Class::Send, Class::Recv, Class::Proxy];
+    let classes = if arguments.wire_only { Vec::new() } else { sees_calls.to_vec() };
+    let options = Options {
+        records: classes.clone(),
+        classes,
+        fds: true,
+        net: true,
+        pipes: true,
+        wire_only: arguments.wire_only,
+        interval: arguments.interval,
+        ..options(common, &arguments.attach)
+    };
+    let shown = LatencyOptions {
+        messages: arguments.messages || arguments.slower_than.is_some(),
+        slower_than_ns: arguments.slower_than.map_or(0, |time| time.as_nanos() as u64),
+        histogram: arguments.histogram,
+        intervals: arguments.interval.is_some(),
+    };
+    let narrow = narrow(common);
+    let mut report: Box<dyn Report> = if common.json {
+        Box::new(JsonLatency::new(narrow, shown))
+    } else {
+        Box::new(LatencyTable::new(narrow, shown))
+    };
+    run(common, &arguments.attach, &options, World::default(), report.as_mut())
+}
+
 /// `zmqtrace sockets`.
 pub fn sockets(arguments: &Sockets) -> Result<(), Error> {
     let common = &arguments.common;
@@ -138,6 +169,9 @@ fn options(common: &Common, attach: &Attach) -> Options {
         records: Vec::new(),
         totals: false,
         fds: false,
+        net: false,
+        pipes: false,
+        wire_only: false,
         payload_limit: 0,
         ring_bytes: attach.buffer << 20,
         duration: common.duration,
@@ -170,11 +204,14 @@ fn run(
         Diagnostics::install();
     }
     target::check_privileges()?;
-    let kernel_types = KernelTypes::look_up(options.fds);
+    let kernel_types = KernelTypes::look_up();
     let mut pids = attach.pids.clone();
     pids.sort_unstable();
     pids.dedup();
-    let mut processes = pids.iter().map(|pid| Process::open(*pid)).collect::<Result<Vec<_>, _>>()?;
+    let mut processes = pids.iter().map(|pid| open(*pid, options.wire_only)).collect::<Result<Vec<_>, _>>()?;
+    // All that can be seen of a process without a libzmq is what goes over its connections.
+    let has_wire_alone = processes.iter().any(|process| process.libraries.is_empty());
+    let options = &Options { net: options.net || has_wire_alone, ..options.clone() };
     let mut out = open_output(common)?;
     runtime()?.block_on(async {
         let described: Vec<_> = processes
@@ -196,6 +233,20 @@ fn run(
         }
         Ok(())
     })
+}
+
+/// Opens a process to attach to: with `wire_only`, or where it has sockets but no libzmq that could be probed, to look at
+/// its connections alone.
+fn open(pid: u32, wire_only: bool) -> Result<Process, Error> {
+    match Process::open(pid) {
+        Err(Error::NoLibzmq { .. } | Error::SymbolsStripped { .. })
+            if wire_only || target::fds::fds(pid).is_ok_and(|fds| !fds.sockets.is_empty()) =>
+        {
+            Process::open_to_inspect(pid)
+        }
+        Ok(process) if wire_only => Ok(Process { libraries: Vec::new(), ..process }),
+        opened => opened,
+    }
 }
 
 /// Moves events until the stream ends. Returns how many calls came, and what was lost.
@@ -229,6 +280,8 @@ async fn pump(
             capture.stop();
         }
     }
+    // The process ends soon: what it knows goes with it, and need not be taken apart first.
+    std::mem::forget(world);
     Ok((calls, loss))
 }
 

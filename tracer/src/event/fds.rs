@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Role;
+use super::{ConnectionState, Role, SocketState};
 
 /// A change of a fd that is or was a socket's. Until the next one the fd stays what this one says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,5 +92,36 @@ impl FdPart {
             Self::Connection => "connection",
             Self::Mailbox => "mailbox",
         }
+    }
+}
+
+/// A fd of a socket, as a look found it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundFd<'look> {
+    /// The fd.
+    pub fd: i32,
+    /// What it is for.
+    pub part: FdPart,
+    /// Whether it came of a bind or of a connect; `None`: not known, or neither.
+    pub role: Option<Role>,
+    /// What the socket is bound or connected to by it.
+    pub endpoint: Option<&'look String>,
+}
+
+impl SocketState {
+    /// Its fds. Of several with the same number, which was used again meanwhile, the last one counts.
+    pub fn fds(&self) -> impl DoubleEndedIterator<Item = FoundFd<'_>> {
+        let mailbox = self.mailbox_fd.map(|fd| FoundFd { fd, part: FdPart::Mailbox, role: None, endpoint: None });
+        let bound = self.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind));
+        let listeners = bound.filter_map(|bound| {
+            let (part, role) = (FdPart::Listener, bound.role);
+            Some(FoundFd { fd: bound.fd?, part, role, endpoint: Some(&bound.endpoint) })
+        });
+        let connections = self.connections.iter().filter_map(|connection| {
+            let is_made = connection.state != Some(ConnectionState::Connecting);
+            let part = if is_made { FdPart::Connection } else { FdPart::Connecter };
+            Some(FoundFd { fd: connection.fd?, part, role: connection.role, endpoint: connection.endpoint.as_ref() })
+        });
+        mailbox.into_iter().chain(listeners).chain(connections)
     }
 }

@@ -17,7 +17,7 @@ use tracer_common::{
     limits::{POLL_ITEM_BYTES, POLLER_EVENT_BYTES},
 };
 
-pub use self::fds::{Change, FdChange, FdPart, FdSocket};
+pub use self::fds::{Change, FdChange, FdPart, FdSocket, FoundFd};
 pub use self::state::{
     Blocked, Connection, ConnectionState, Context, Endpoint, Frame, KernelSocket, Mapping, Monitor, Options, Pipes,
     Role, Snapshot, SocketState, Stack, Subscriptions, Topic,

@@ -245,6 +245,7 @@ pub enum Mapping {
 
 /// A connection of a socket, or the attempt to make one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Connection {
     /// Its fd, while it has one. inproc never has.
     pub fd: Option<i32>,
@@ -269,6 +270,9 @@ pub struct Connection {
     pub peer_pid: Option<u32>,
     /// inproc: the socket at the other end.
     pub peer_handle: Option<u64>,
+    /// Address of what speaks ZMTP on the fd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<u64>,
     /// Pipes between socket and connection; `None` while there are none.
     pub pipes: Option<Pipes>,
     /// What the kernel says of its fd.

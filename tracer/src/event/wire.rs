@@ -107,6 +107,8 @@ pub enum Inside {
     Part,
     /// In a message's last frame.
     LastPart,
+    /// In the frame in which the walk began, of which nothing is known.
+    Unknown,
 }
 
 /// A system call, by its number on x86_64. Saved by name.

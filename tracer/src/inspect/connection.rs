@@ -20,11 +20,11 @@ use super::{
     layouts::{ENGINE_INTERFACE, OBJECT_CTX},
     pipe::Ends,
 };
-use crate::event::{Connection, ConnectionState, Endpoint, Role, SocketState};
+use crate::{
+    constants::{DGRAM, DISH},
+    event::{Connection, ConnectionState, Endpoint, Role, SocketState},
+};
 
-/// Socket types that bind to udp.
-const DISH: i32 = 15;
-const DGRAM: i32 = 18;
 /// `ZMQ_NULL`.
 const NULL_MECHANISM: i32 = 0;
 
@@ -150,7 +150,7 @@ impl Session {
         self.watch().map(|watch| watch.fd)
     }
 
-    /// A bind to udp has no listener: of these only RADIO connects.
+    /// A bind to udp, which DISH and DGRAM do, has no listener; RADIO connects.
     fn role(&self, socket: &SocketState) -> Role {
         let is_udp = self.engine.is_some_and(|engine| engine.is_udp);
         let binds_udp = is_udp && matches!(socket.socket_type, Some(DISH | DGRAM));
@@ -432,6 +432,7 @@ impl Reader<'_> {
             state: Some(state),
             peer_type: peer.socket_type,
             peer_identity: peer.identity.or_else(|| session.ends.and_then(|ends| self.routing_id(ends))),
+            engine: session.engine.map(|engine| engine.watch.events),
             pipes: session.ends.and_then(pipes),
             remote: peer.address,
             ..Connection::default()
@@ -439,12 +440,12 @@ impl Reader<'_> {
     }
 
     fn lone_connection(&self, part: &Part) -> Option<Connection> {
-        let (fd, state, peer) = match part {
+        let (fd, state, peer, engine) = match part {
             Part::Listener | Part::Session(_) => return None,
-            Part::Connecter(watch) => (watch.fd, ConnectionState::Connecting, Peer::default()),
+            Part::Connecter(watch) => (watch.fd, ConnectionState::Connecting, Peer::default(), None),
             Part::Engine(engine) => {
                 let state = if engine.is_ready { ConnectionState::Ready } else { ConnectionState::Handshake };
-                (engine.watch.fd, state, self.peer(*engine))
+                (engine.watch.fd, state, self.peer(*engine), Some(engine.watch.events))
             }
         };
         Some(Connection {
@@ -453,6 +454,7 @@ impl Reader<'_> {
             peer_type: peer.socket_type,
             peer_identity: peer.identity,
             remote: peer.address,
+            engine,
             ..Connection::default()
         })
     }

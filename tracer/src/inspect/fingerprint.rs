@@ -1,6 +1,6 @@
 //! Which layout a build has: by where its tags are, and where that leaves several, by values that are known.
 
-use tracer_common::record::SOCKET_TAG;
+use tracer_common::record::is_socket_tag;
 
 use super::{
     Subject,
@@ -9,7 +9,7 @@ use super::{
     epoll::Entry,
     image::at,
     layouts::{Layout, OBJECT_CTX, SIGNALER_R},
-    socket::{CLOSED_TAG, MAX_TYPE},
+    socket::MAX_TYPE,
 };
 
 /// Sockets and poll entries that are looked at.
@@ -85,6 +85,5 @@ fn engines(subject: &Subject<'_>, entries: &[Entry], layout: &Layout) -> u32 {
 
 /// Whether a socket's tag is where the layout says.
 fn has_tag(subject: &Subject<'_>, socket: u64, layout: &Layout) -> bool {
-    let tag = subject.image.u32(at(socket, layout.socket_tag));
-    tag == Some(SOCKET_TAG) || tag == Some(CLOSED_TAG)
+    subject.image.u32(at(socket, layout.socket_tag)).is_some_and(is_socket_tag)
 }

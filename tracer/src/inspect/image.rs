@@ -8,12 +8,14 @@ use std::cell::{Cell, RefCell};
 
 use rustc_hash::FxHashMap;
 
-use crate::target::{MAX_PARTS, Memory};
+use crate::target::{MAX_PARTS, Memory, share};
 
 /// Bytes of a block: a part of a page.
 pub const BLOCK_BYTES: usize = 512;
 /// Blocks that are fetched together when one is missing.
 const BLOCKS_AT_ONCE: u64 = 4;
+/// Blocks that are worth a thread.
+const LEAST_SHARED: usize = 400;
 /// Blocks that are kept, 32 MiB; beyond it all are dropped and read anew.
 const MAX_BLOCKS: usize = 64 << 10;
 
@@ -49,7 +51,9 @@ pub trait Source {
 
 impl Source for Memory {
     fn read_blocks(&self, addresses: &[u64], blocks: &mut [Block]) -> usize {
-        self.read_scattered(addresses, BLOCK_BYTES, blocks.as_flattened_mut()) / BLOCK_BYTES
+        share::fill(addresses, blocks, LEAST_SHARED, |addresses, blocks| {
+            self.read_scattered(addresses, BLOCK_BYTES, blocks.as_flattened_mut()) / BLOCK_BYTES
+        })
     }
 }
 
@@ -218,31 +222,51 @@ impl<'source> Image<'source> {
     }
 }
 
-/// Blocks by their numbers, in slabs, since they are many and go together.
+/// Blocks by their numbers, in one place, since they are many and go together.
 #[derive(Default)]
 struct Blocks {
     /// Where a block is; `None`: it cannot be read.
     numbers: FxHashMap<u64, Option<u32>>,
-    slabs: Vec<Box<[Block]>>,
-    /// Blocks in the slabs that hold something.
+    /// What one call fetches at most: small processes need no more.
+    first: Vec<u8>,
+    /// The rest, which takes no memory before it is used.
+    rest: Vec<u8>,
+    /// Blocks that hold something.
     used: usize,
 }
 
 impl Blocks {
-    /// As many as one call fetches at most.
-    const SLAB: usize = MAX_PARTS;
+    /// Blocks in `first`.
+    const FIRST: usize = MAX_PARTS;
 
     fn at(&self, place: Option<u32>) -> Option<&Block> {
         let place = place? as usize;
-        self.slabs.get(place / Self::SLAB)?.get(place % Self::SLAB)
+        match place.checked_sub(Self::FIRST) {
+            None => self.first.as_chunks().0.get(place),
+            Some(place) => self.rest.as_chunks().0.get(place),
+        }
     }
 
     /// Where the next blocks are to be put.
     fn room(&mut self) -> &mut [Block] {
-        if self.used == self.slabs.len() * Self::SLAB {
-            self.slabs.push(vec![[0; BLOCK_BYTES]; Self::SLAB].into_boxed_slice());
+        // Of bytes: these the allocator has as zeros, others would be written once more.
+        match self.used.checked_sub(Self::FIRST) {
+            None => {
+                if self.first.is_empty() {
+                    self.first = vec![0; BLOCK_BYTES * Self::FIRST];
+                }
+                &mut self.first.as_chunks_mut().0[self.used..]
+            }
+            Some(used) => {
+                if self.rest.is_empty() {
+                    self.rest = vec![0; BLOCK_BYTES * MAX_BLOCKS];
+                    prefer_huge_pages(&mut self.rest);
+                }
+                let room = self.rest.as_chunks_mut().0.get_mut(used..).unwrap_or_default();
+                let len = room.len().min(MAX_PARTS);
+                &mut room[..len]
+            }
         }
-        self.slabs.last_mut().map_or(&mut [], |slab| &mut slab[self.used % Self::SLAB..])
     }
 
     /// Enters blocks that were put there.
@@ -251,9 +275,21 @@ impl Blocks {
         self.used += numbers.len();
     }
 
+    /// Forgets all blocks, and keeps their memory for the next ones.
     fn clear(&mut self) {
-        *self = Self::default();
+        self.numbers.clear();
+        self.used = 0;
     }
+}
+
+/// Asks for memory in pieces of 2 MiB, where the system gives such to those who ask: to be given thousands of pages
+/// one by one takes as long as reading what goes into them.
+fn prefer_huge_pages(memory: &mut [u8]) {
+    const PAGE_BYTES: usize = 4096;
+    let to_page = memory.as_ptr().align_offset(PAGE_BYTES);
+    let Some(memory) = memory.get_mut(to_page..) else { return };
+    // SAFETY: memory of ours, whose contents stay as they are. That it is refused is no reason to stop.
+    unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_HUGEPAGE) };
 }
 
 /// An object in the image, whose members are read one by one.

@@ -131,6 +131,13 @@ impl Layout {
         self.since <= version && version <= self.until
     }
 
+    /// Offset in an engine of the pointer to its encoder: in 4.3.3 and later before that to its mechanism, before 4.3.3
+    /// before that to its metadata.
+    pub fn engine_encoder(&self) -> u64 {
+        let next = if self.since >= Version(4, 3, 3) { self.engine_mechanism } else { self.engine_metadata };
+        next - size_of::<u64>() as u64
+    }
+
     /// Whether a socket keeps a pointer to its mailbox; before 4.2 the mailbox itself.
     pub fn has_mailbox_pointer(&self) -> bool {
         self.since >= V4_2_0

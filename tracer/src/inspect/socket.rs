@@ -1,7 +1,7 @@
 //! What a socket says of itself.
 
 use bytes::Bytes;
-use tracer_common::record::{CLOSED_SOCKET_TAG, SOCKET_TAG};
+use tracer_common::record::{CLOSED_SOCKET_TAG, SOCKET_TAG, is_socket_tag};
 
 use super::{
     Detail,
@@ -12,6 +12,7 @@ use super::{
     },
 };
 use crate::{
+    constants::{SUB, XSUB},
     event::{Monitor, Options, SocketState},
     target::{Memory, Version},
 };
@@ -27,11 +28,6 @@ pub struct Identity {
 
 /// The highest socket type of 4.3.5 with drafts, `ZMQ_CHANNEL`.
 pub const MAX_TYPE: u8 = 20;
-const SUB: u8 = 2;
-const XSUB: u8 = 10;
-
-/// The tag of a socket that the program has closed, until the reaper has dealt with it.
-pub const CLOSED_TAG: u32 = CLOSED_SOCKET_TAG;
 
 /// Reads the socket at `handle`; `None` when there is none, or its layout is not known.
 pub fn identity(memory: &Memory, version: Version, handle: u64) -> Option<Identity> {
@@ -58,9 +54,7 @@ impl Reader<'_> {
         let object = image.members(handle);
         let tag = object.u32(layout.socket_tag)?;
         let socket_type = object.u8(layout.opt_type)?;
-        let is_socket = (tag == SOCKET_TAG || tag == CLOSED_TAG)
-            && object.u64(OBJECT_CTX)? == self.context
-            && socket_type <= MAX_TYPE;
+        let is_socket = is_socket_tag(tag) && object.u64(OBJECT_CTX)? == self.context && socket_type <= MAX_TYPE;
         if !is_socket {
             return None;
         }
@@ -70,7 +64,7 @@ impl Reader<'_> {
             socket_type: Some(i32::from(socket_type)),
             id: object.u32(layout.opt_socket_id),
             mailbox_fd: self.mailbox_fd(&object),
-            closing: tag == CLOSED_TAG,
+            closing: tag == CLOSED_SOCKET_TAG,
             ..SocketState::default()
         };
         // Where peers say who they are, queues are counted in another way.
@@ -79,7 +73,7 @@ impl Reader<'_> {
             state.options = options(layout, &object);
             state.monitor = self.monitor(&object);
         }
-        if self.detail == Detail::All && (socket_type == SUB || socket_type == XSUB) {
+        if self.detail == Detail::All && matches!(i32::from(socket_type), SUB | XSUB) {
             state.subscriptions = self.subscriptions(at(handle, layout.xsub_subscriptions));
         }
         Some(state)

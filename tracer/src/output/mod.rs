@@ -4,7 +4,9 @@ mod arguments;
 mod dot;
 mod hexdump;
 mod json;
+mod json_latency;
 mod json_sockets;
+mod latency;
 mod options;
 mod sink;
 mod sockets;
@@ -20,7 +22,9 @@ use crate::{event::Event, world::World};
 pub use self::{
     dot::Dot,
     json::{JsonStat, JsonTrace},
+    json_latency::JsonLatency,
     json_sockets::JsonSockets,
+    latency::{LatencyOptions, LatencyTable},
     sink::Sink,
     sockets::Sockets,
     stat::StatTable,

@@ -5,7 +5,10 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::arguments::escaped;
-use crate::event::SocketState;
+use crate::{
+    constants::{DISH, SUB, XSUB},
+    event::SocketState,
+};
 
 /// An option and its value.
 pub struct SocketOption {
@@ -16,10 +19,6 @@ pub struct SocketOption {
     /// What it is unless the program sets it.
     defaults: &'static [i64],
 }
-
-const SUB: i32 = 2;
-const XSUB: i32 = 10;
-const DISH: i32 = 15;
 
 const MECHANISMS: [&str; 4] = ["NULL", "PLAIN", "CURVE", "GSSAPI"];
 

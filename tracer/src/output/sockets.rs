@@ -1,6 +1,9 @@
 //! The table of `sockets`: what a person reads at three in the morning.
 
-use std::io::{self, Write};
+use std::{
+    collections::HashSet,
+    io::{self, Write},
+};
 
 use super::{
     Report, Sink,
@@ -15,6 +18,7 @@ use crate::{
         queues::{Flow, Flows},
         topology::{Topology, peer_name},
     },
+    constants::{ROUTER, STREAM},
     event::{
         Blocked, Connection, ConnectionState, Context, Endpoint, Event, Frame, KernelSocket, Mapping, Role, Snapshot,
         SocketState,
@@ -75,7 +79,7 @@ impl Report for Sockets {
                 out.flush()
             }
             Event::ProcessExit(exit) if world.process(exit.pid).is_some_and(|process| process.is_target) => {
-                let name = world.process(exit.pid).map_or("?", |process| &process.name);
+                let name = world.process_name(exit.pid);
                 let ended = format!("+++ {name}[{}] ended +++\n", exit.pid);
                 // On a terminal the next look clears what stands there.
                 self.ended.push(ended.clone());
@@ -106,7 +110,7 @@ impl Sockets {
                 writeln!(out)?;
             }
             let lines = self.process(world, &topology, pid, process, snapshot);
-            table::write(&lines, &SHAPE, out)?;
+            table::write(lines, &SHAPE, out)?;
         }
         if first {
             writeln!(out, "no process with a ZeroMQ socket")?;
@@ -159,7 +163,9 @@ impl Sockets {
         let Some(last) = snapshot.contexts.last() else { return lines };
         for context in &snapshot.contexts {
             lines.push(Line::Note(describe_context(world, pid, context)));
-            let view = View { world, topology, pid, snapshot, context, verbose: self.verbose };
+            let monitors = context.sockets.iter().filter_map(|socket| socket.monitor.as_ref());
+            let monitors = monitors.map(|monitor| monitor.handle).collect();
+            let view = View { world, topology, pid, snapshot, monitors, verbose: self.verbose };
             let of_context = snapshot.blocked.iter().filter(|blocked| blocked.context == Some(context.handle));
             lines.extend(of_context.map(|blocked| Line::Note(format!("  {}", view.describe_blocked(blocked)))));
             let admitted: Vec<_> = context
@@ -228,8 +234,6 @@ fn describe_context(world: &World, pid: u32, context: &Context) -> String {
 
 const HEADINGS: [&str; COLUMNS] = ["SOCKET", "ENDPOINT", "FD", "STATE", "PEER", "TO SEND", "TO RECV", "KERNEL"];
 const COLUMNS: usize = 8;
-const ROUTER: i32 = 6;
-const STREAM: i32 = 11;
 const ENDPOINT: usize = 1;
 const FD: usize = 2;
 const PEER: usize = 4;
@@ -247,7 +251,8 @@ struct View<'a> {
     topology: &'a Topology,
     pid: u32,
     snapshot: &'a Snapshot,
-    context: &'a Context,
+    /// The sockets that libzmq sends the events of monitors by.
+    monitors: HashSet<u64>,
     verbose: bool,
 }
 
@@ -256,10 +261,9 @@ impl View<'_> {
         let mut name = self.name(socket);
         let mut lines = Vec::new();
         let mut row = |cells: [String; COLUMNS - 1]| {
-            let mut all = [const { String::new() }; COLUMNS];
-            all[0] = std::mem::take(&mut name);
-            all[1..].clone_from_slice(&cells);
-            lines.push(Line::Row(all));
+            // The name stands in the first row only.
+            let [endpoint, fd, state, peer, to_send, to_receive, kernel] = cells;
+            lines.push(Line::Row([std::mem::take(&mut name), endpoint, fd, state, peer, to_send, to_receive, kernel]));
         };
         let kind = socket.socket_type;
         let mut shown = vec![false; socket.connections.len()];
@@ -358,12 +362,7 @@ impl View<'_> {
             let name = self.world.newest_socket_name(self.pid, monitor.handle).unwrap_or_default();
             notes.push(format!("monitored through {name}"));
         }
-        if self
-            .context
-            .sockets
-            .iter()
-            .any(|other| other.monitor.as_ref().is_some_and(|monitor| monitor.handle == socket.handle))
-        {
+        if self.monitors.contains(&socket.handle) {
             notes.push("libzmq's own: sends the events of a monitor".into());
         }
         if socket.closing {
@@ -480,7 +479,7 @@ fn count_of(number: u32, thing: &str) -> String {
 /// A queue that moved since the last sample.
 fn write_flow(world: &World, flow: &Flow, out: &mut Sink) -> io::Result<()> {
     let name = world.socket_name(flow.pid, flow.handle, flow.generation).unwrap_or_default();
-    let process = world.process(flow.pid).map_or("?", |process| &process.name);
+    let process = world.process_name(flow.pid);
     let at_s = flow.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
     let fd = flow.fd.map(|fd| format!(" fd {fd}")).unwrap_or_default();
     let direction = |word: &str, depth: u64, hwm: i32, written: u64, read: u64| match (depth, written, read) {

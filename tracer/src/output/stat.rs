@@ -2,9 +2,11 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
-
-use super::{Report, Sink, time::duration};
+use super::{
+    Report, Sink,
+    table::{self, Line, Shape},
+    time::duration,
+};
 use crate::{
     analysis::{
         narrow::Narrow,
@@ -78,45 +80,26 @@ fn write_table(out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()>
     if counts.rows.is_empty() {
         return writeln!(out, "no calls");
     }
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(HEADINGS);
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
+    const SHAPE: Shape = Shape { right: &[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], dropped: &[], cut: &[] };
     let several = counts.rows.iter().any(|(key, _)| key.pid != counts.rows[0].0.pid);
-    for (key, row) in &counts.rows {
-        table.add_row(cells(world, counts, key, row, several));
-    }
-    for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
+    let mut lines = vec![Line::Row(HEADINGS.map(String::from))];
+    lines.extend(counts.rows.iter().map(|(key, row)| Line::Row(cells(world, counts, key, row, several))));
+    table::write(lines, &SHAPE, out)
 }
 
 /// What moved through the queues, where they were looked at.
 fn write_moved(out: &mut Sink, world: &World, moved: &MovedBySocket, narrow: &Narrow) -> io::Result<()> {
     const HEADINGS: [&str; 7] =
         ["socket", "sent", "received", "to send", "most to send", "to receive", "most to receive"];
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(HEADINGS);
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if index > 0 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    const SHAPE: Shape = Shape { right: &[1, 2, 3, 4, 5, 6], dropped: &[], cut: &[] };
+    let mut lines = vec![Line::Row(HEADINGS.map(String::from))];
     let most = |(depth, hwm): (u64, i32)| if hwm > 0 { format!("{depth}/{hwm}") } else { depth.to_string() };
-    let mut rows = 0;
     for ((pid, handle, generation), moved) in moved.sockets() {
         if !narrow.admits_socket(world.socket(pid, handle, generation)) {
             continue;
         }
-        rows += 1;
-        let process = world.process(pid).map_or("?", |process| &process.name);
-        table.add_row([
+        let process = world.process_name(pid);
+        lines.push(Line::Row([
             format!("{process}[{pid}] {}", world.socket_name(pid, handle, generation).unwrap_or_default()),
             moved.sent.to_string(),
             moved.received.to_string(),
@@ -124,20 +107,19 @@ fn write_moved(out: &mut Sink, world: &World, moved: &MovedBySocket, narrow: &Na
             most(moved.most_to_send),
             moved.to_receive.to_string(),
             most(moved.most_to_receive),
-        ]);
+        ]));
     }
-    if rows > 0 {
+    // More than the headings.
+    if lines.len() > 1 {
         writeln!(out, "\nmessages through the queues, zmq_proxy's included:")?;
-        for line in table.lines() {
-            writeln!(out, "{}", line.trim_end())?;
-        }
+        table::write(lines, &SHAPE, out)?;
     }
     Ok(())
 }
 
 fn cells(world: &World, counts: &Counts, key: &Key, row: &Row, several: bool) -> [String; 13] {
     let object = object_name(world, key).unwrap_or_else(|| "-".into());
-    let process = world.process(key.pid).map_or("?", |process| &process.name);
+    let process = world.process_name(key.pid);
     let moves = row.messages > 0 || row.bytes > 0 || row.parts_unknown > 0;
     let when_moves = |text: String| if moves { text } else { String::new() };
     [

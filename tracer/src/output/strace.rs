@@ -124,7 +124,7 @@ impl Strace {
         };
         let Some(name) = world.last_fd_name(event.pid, event.fd) else { return false };
         self.moment(world, event.ts_ns, colour);
-        let _ = write!(self.line, "--- {}[{}] fd {name} {what} ---", process_name(world, event.pid), event.pid);
+        let _ = write!(self.line, "--- {}[{}] fd {name} {what} ---", world.process_name(event.pid), event.pid);
         true
     }
 
@@ -195,15 +195,11 @@ impl Report for Strace {
         }
         let note = match event {
             Event::Exec(exec) => {
-                format!("+++ {}[{}] replaced its program by exec +++\n", process_name(world, exec.pid), exec.pid)
+                format!("+++ {}[{}] replaced its program by exec +++\n", world.process_name(exec.pid), exec.pid)
             }
-            Event::ProcessExit(exit) => format!("+++ {}[{}] ended +++\n", process_name(world, exit.pid), exit.pid),
+            Event::ProcessExit(exit) => format!("+++ {}[{}] ended +++\n", world.process_name(exit.pid), exit.pid),
             _ => return Ok(()),
         };
         out.write_all(note.as_bytes())
     }
-}
-
-fn process_name(world: &World, pid: u32) -> &str {
-    world.process(pid).map_or("?", |process| &process.name)
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    ffi::CString,
+    ffi::CStr,
     fs::File,
     io,
     mem::MaybeUninit,
@@ -13,10 +13,15 @@ use std::{
 use rustix::{
     fs::{RawDir, readlinkat_raw},
     io::Errno,
+    path::DecInt,
 };
+
+use super::share;
 
 /// A getdents64(2) gives as many entries as fit; one of an fd takes 24 bytes.
 const DIRECTORY_BYTES: usize = 32 << 10;
+/// Links that are worth a thread.
+const LEAST_LINKS: usize = 500;
 /// Links longer than this are paths of files.
 const LINK_BYTES: usize = 64;
 
@@ -34,15 +39,30 @@ pub struct Fds {
 /// # Errors
 /// `ENOENT` or `ESRCH` when there is no such process, `EACCES` when it may not be looked into (CAP_SYS_PTRACE).
 pub fn fds(pid: u32) -> io::Result<Fds> {
-    let mut fds = Fds::default();
-    each_link(pid, &mut Vec::new(), |fd, link| match link {
-        b"anon_inode:[eventpoll]" => fds.event_polls.push(fd),
-        _ => {
-            if let Some(inode) = socket_inode(link) {
-                fds.sockets.insert(fd, inode);
+    let directory = File::open(format!("/proc/{pid}/fd"))?;
+    let mut numbers: Vec<i32> = Vec::new();
+    each_number(&directory, &mut Vec::new(), |number, _| {
+        numbers.push(number);
+        Ok(())
+    })?;
+    let parts = share::map(&numbers, LEAST_LINKS, |numbers| {
+        let (mut event_polls, mut sockets) = (Vec::new(), Vec::new());
+        for fd in numbers {
+            match link_of(&directory, *fd, kind) {
+                Ok(Kind::EventPoll) => event_polls.push(*fd),
+                Ok(Kind::Socket(inode)) => sockets.push((*fd, inode)),
+                Ok(Kind::Other) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
             }
         }
-    })?;
+        Ok((event_polls, sockets))
+    });
+    let mut fds = Fds::default();
+    for part in parts {
+        let (event_polls, sockets) = part?;
+        fds.event_polls.extend(event_polls);
+        fds.sockets.extend(sockets);
+    }
     Ok(fds)
 }
 
@@ -50,13 +70,16 @@ impl Fds {
     /// Forgets those of `some` sockets that are no longer what they were: closed, or used again for another one.
     pub fn confirm(&mut self, pid: u32, some: impl Iterator<Item = i32>) {
         let Ok(directory) = File::open(format!("/proc/{pid}/fd")) else { return };
-        for fd in some {
-            let mut link = [MaybeUninit::uninit(); LINK_BYTES];
-            let name = CString::new(fd.to_string()).unwrap_or_default();
-            let now = link_start(directory.as_fd(), &name, &mut link).ok().and_then(socket_inode);
-            if now != self.sockets.get(&fd).copied() {
-                self.sockets.remove(&fd);
-            }
+        let some: Vec<i32> = some.collect();
+        let others = share::map(&some, LEAST_LINKS, |some| {
+            let is_another = |fd: &i32| {
+                let now = link_of(&directory, *fd, socket_inode).ok().flatten();
+                now != self.sockets.get(fd).copied()
+            };
+            some.iter().copied().filter(is_another).collect::<Vec<_>>()
+        });
+        for fd in others.into_iter().flatten() {
+            self.sockets.remove(&fd);
         }
     }
 }
@@ -95,6 +118,23 @@ pub(super) fn pids() -> Vec<u32> {
 /// Calls `each` with every fd of `pid` and the start of its link.
 fn each_link(pid: u32, buffer: &mut Vec<u8>, mut each: impl FnMut(i32, &[u8])) -> io::Result<()> {
     let directory = File::open(format!("/proc/{pid}/fd"))?;
+    each_number(&directory, buffer, |fd, name| {
+        let mut link = [MaybeUninit::uninit(); LINK_BYTES];
+        match link_start(directory.as_fd(), name, &mut link) {
+            Ok(link) => each(fd, link),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    })
+}
+
+/// Calls `each` with every fd of a directory and its name, until that fails.
+fn each_number(
+    directory: &File,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(i32, &CStr) -> Result<(), Errno>,
+) -> io::Result<()> {
     buffer.clear();
     buffer.reserve(DIRECTORY_BYTES);
     let mut entries = RawDir::new(directory.as_fd(), buffer.spare_capacity_mut());
@@ -103,22 +143,38 @@ fn each_link(pid: u32, buffer: &mut Vec<u8>, mut each: impl FnMut(i32, &[u8])) -
         let name = entry.file_name();
         // All but `.` and `..`.
         let Some(fd) = name.to_str().ok().and_then(|name| name.parse().ok()) else { continue };
-        let mut link = [MaybeUninit::uninit(); LINK_BYTES];
-        match link_start(directory.as_fd(), name, &mut link) {
-            Ok(link) => each(fd, link),
-            Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
+        each(fd, name)?;
     }
     Ok(())
 }
 
+/// What the link of a fd says.
+fn link_of<T>(directory: &File, fd: i32, says: impl FnOnce(&[u8]) -> T) -> Result<T, Errno> {
+    let mut link = [MaybeUninit::uninit(); LINK_BYTES];
+    let name = DecInt::new(fd);
+    link_start(directory.as_fd(), name.as_c_str(), &mut link).map(says)
+}
+
 fn link_start<'link>(
     directory: BorrowedFd<'_>,
-    name: &std::ffi::CStr,
+    name: &CStr,
     link: &'link mut [MaybeUninit<u8>; LINK_BYTES],
 ) -> Result<&'link [u8], Errno> {
     readlinkat_raw(directory, name, link).map(|(start, _)| &*start)
+}
+
+/// What a fd can be.
+enum Kind {
+    EventPoll,
+    Socket(u64),
+    Other,
+}
+
+fn kind(link: &[u8]) -> Kind {
+    match link {
+        b"anon_inode:[eventpoll]" => Kind::EventPoll,
+        _ => socket_inode(link).map_or(Kind::Other, Kind::Socket),
+    }
 }
 
 /// `socket:[12345]`.

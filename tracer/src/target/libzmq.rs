@@ -231,6 +231,9 @@ impl Process {
             format!("libzmq {version} ({})", library.file_name().display())
         };
         let mut described: Vec<_> = self.libraries.iter().map(describe).collect();
+        if described.is_empty() {
+            described.push("no libzmq with symbols: what goes over its connections is all that is seen".into());
+        }
         if self.ignored_libraries > 0 {
             described.push(format!("and {} more that are NOT traced", self.ignored_libraries));
         }

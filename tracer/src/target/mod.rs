@@ -10,6 +10,7 @@ pub mod net;
 mod privileges;
 mod prologue;
 pub mod python;
+pub mod share;
 pub mod stack;
 pub mod threads;
 
@@ -43,6 +44,8 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 pub struct Process {
     /// Its number.
     pub pid: u32,
+    /// Its number as it sees it itself: in its own PID namespace.
+    pub own_pid: u32,
     /// Its name (`comm`).
     pub name: String,
     /// The libzmq copies in it, in the order of their addresses; the index is the number in cookies.
@@ -56,13 +59,6 @@ pub struct Process {
 }
 
 impl Process {
-    /// Its number as it sees it itself: in its own PID namespace.
-    pub fn own_pid(&self) -> u32 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok()).unwrap_or(self.pid)
-    }
-
     /// The mappings of files in it now, sorted, with the libzmq that they are.
     pub fn file_mappings(&self) -> Vec<FileMapping> {
         let maps = ProcFs::new(self.pid as i32).and_then(|proc| proc.maps()).map(|maps| maps.0).unwrap_or_default();
@@ -153,7 +149,7 @@ impl Process {
         let ignored_libraries = libraries.len().saturating_sub(MAX_LIBRARIES);
         libraries.truncate(MAX_LIBRARIES);
         let errno_offset = errno::offset(&files, &memory);
-        Ok((Self { pid, name, libraries, ignored_libraries, errno_offset, pidfd }, files))
+        Ok((Self { pid, own_pid: own_pid(pid), name, libraries, ignored_libraries, errno_offset, pidfd }, files))
     }
 }
 
@@ -198,6 +194,13 @@ fn open_pidfd(pid: u32) -> Result<OwnedFd, Error> {
         }
         _ => Err(Error::Read { what: "the pidfd", pid, source: error }),
     }
+}
+
+/// Number of the process in its own PID namespace: the last of those that it has.
+fn own_pid(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok()).unwrap_or(pid)
 }
 
 fn thread_group(tid: u32) -> Option<u32> {

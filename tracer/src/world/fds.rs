@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Process, SocketLabel, World};
-use crate::event::{Change, ConnectionState, FdChange, FdPart, FdSocket, Role, Snapshot};
+use crate::event::{Change, FdChange, FdPart, FdSocket, FoundFd, Role, Snapshot};
 
 /// A fd that is a socket's, or was until just now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,20 +97,11 @@ impl Process {
                     socket_type: state.socket_type,
                     id: state.id,
                 };
-                if let Some(fd) = state.mailbox_fd {
-                    self.fds.insert(fd, Fd::new(socket, FdPart::Mailbox, None, None, None));
-                }
-                for bound in state.endpoints.iter().filter(|endpoint| endpoint.role == Some(Role::Bind)) {
-                    let Some(fd) = bound.fd else { continue };
-                    let listener = Fd::new(socket, FdPart::Listener, Some(Role::Bind), Some(&bound.endpoint), None);
-                    self.fds.insert(fd, listener);
-                }
-                for connection in &state.connections {
-                    let Some(fd) = connection.fd else { continue };
-                    let is_made = connection.state != Some(ConnectionState::Connecting);
-                    let part = if is_made { FdPart::Connection } else { FdPart::Connecter };
-                    let found = Fd::new(socket, part, connection.role, None, None);
-                    self.fds.insert(fd, Fd { endpoint: connection.endpoint.clone(), ..found });
+                for FoundFd { fd, part, role, endpoint } in state.fds() {
+                    // Of a connection's addresses only the endpoint that it came of is known here.
+                    let local = endpoint.filter(|_| part == FdPart::Listener);
+                    let known = Fd::new(socket, part, role, local, None);
+                    self.fds.insert(fd, Fd { endpoint: endpoint.cloned(), ..known });
                 }
             }
         }

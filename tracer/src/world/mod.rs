@@ -172,6 +172,11 @@ impl World {
         self.processes.get(&pid)
     }
 
+    /// A process's name; `?` where it is not known.
+    pub fn process_name(&self, pid: u32) -> &str {
+        self.processes.get(&pid).map_or("?", |process| &process.name)
+    }
+
     /// The socket at an address.
     pub fn socket(&self, pid: u32, handle: u64, generation: u32) -> Option<&Socket> {
         self.processes.get(&pid)?.sockets.get(&(handle, generation))

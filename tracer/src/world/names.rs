@@ -62,7 +62,8 @@ impl World {
         self.shown_socket_name(pid, handle, self.newest_generation(pid, handle))
     }
 
-    fn newest_generation(&self, pid: u32, handle: u64) -> u32 {
+    /// How often sockets at an address had been closed before the one that is there now.
+    pub fn newest_generation(&self, pid: u32, handle: u64) -> u32 {
         self.process(pid).and_then(|process| process.newest.get(&handle)).copied().unwrap_or(0)
     }
 

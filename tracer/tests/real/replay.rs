@@ -7,7 +7,8 @@ use zmqtrace::{
     analysis::{calls::Filter, narrow::Narrow},
     event::Event,
     output::{
-        Dot, JsonSockets, JsonStat, JsonTrace, Report, Sink, Sockets, StatTable, Strace, StraceOptions, TimeFormat,
+        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, LatencyOptions, LatencyTable, Report, Sink, Sockets,
+        StatTable, Strace, StraceOptions, TimeFormat,
     },
     world::World,
 };
@@ -161,10 +162,32 @@ fn sockets_of_saved_events() {
     assert_is("sockets.narrowed.txt", &replay(&events, Sockets::new(dealers, false, false)));
 }
 
+/// Batches, parts, several receivers, requests, inproc, a peer that is not traced, and what cannot be matched.
+#[test]
+fn latency_of_saved_events() {
+    let events = events("latency.jsonl");
+    let shown = |narrow, options| replay(&events, LatencyTable::new(narrow, options).with_time(TimeFormat::Relative));
+    let options = LatencyOptions::default();
+    assert_is("latency.txt", &shown(narrow(), options));
+    let full = LatencyOptions { histogram: true, intervals: true, messages: true, slower_than_ns: 0 };
+    assert_is("latency.full.txt", &shown(narrow(), full));
+    let mut text = String::new();
+    let slow = LatencyOptions { messages: true, slower_than_ns: 2_000_000, ..options };
+    text.push_str(&format!("## --slower-than 2ms\n{}", shown(narrow(), slow)));
+    for name in ["PULL", "REP#7"] {
+        let narrow = Narrow { sockets: vec![name.into()], ..narrow() };
+        text.push_str(&format!("## --socket {name}\n{}", shown(narrow, options)));
+    }
+    assert_is("latency.narrowed.txt", &text);
+    assert_is("latency.json.txt", &replay(&events, JsonLatency::new(narrow(), options)));
+    assert_is("latency.messages.json.txt", &replay(&events, JsonLatency::new(narrow(), full)));
+}
+
 #[test]
 fn events_survive_saving() {
-    for event in
-        ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl", "fds.jsonl"].into_iter().flat_map(events)
+    for event in ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl", "fds.jsonl", "latency.jsonl"]
+        .into_iter()
+        .flat_map(events)
     {
         let saved = serde_json::to_string(&event).expect("events can be saved");
         assert_eq!(serde_json::from_str::<Event>(&saved).expect("and read again"), event, "{saved}");

@@ -52,7 +52,7 @@ pub fn record(pid: u32) -> Saved {
     let fdinfo = |fd: &i32| fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).expect("the process stands still");
     let event_polls = fds::fds(pid).expect("the process stands still").event_polls;
     let head = Head {
-        own_pid: process.own_pid(),
+        own_pid: process.own_pid,
         versions: process.libraries.iter().map(|library| library.version).collect(),
         watched: event_polls.iter().flat_map(|fd| inspect::parse_fdinfo(&fdinfo(fd))).collect(),
         files: process.file_mappings(),
