@@ -281,7 +281,8 @@ static void *send_all(void *argument)
         if (reconnects && under_way == 0)
             reconnect(end);
         last = number == (uint32_t)count || told;
-        send_message(end, log, buffer, number, last);
+        // Where all are due the receiver counts: over several connections the last one may overtake others.
+        send_message(end, log, buffer, number, last && number < (uint32_t)count);
         if (pattern->answers == NONE)
             continue;
         // None is under way when the connection goes.
