@@ -282,7 +282,7 @@ static void send_all(uint64_t *payload)
     for (uint32_t number = 1; number <= count; number++) {
         uint32_t size = size_of(&sizes, number);
         if (size_of_part(size, parts, 0) >= 8)
-            write_mark(buffer, (struct mark){number, 0, 'm', number == count && !dies});
+            write_mark(buffer, (struct mark){number, 0, 'm', false});
         for (long i = 0; i < parts; i++)
             write_frame(i < parts - 1 ? MORE : 0, buffer, size_of_part(size, parts, i));
         *payload += size;

@@ -33,7 +33,7 @@ static const struct pattern *pattern;
 static struct sizes sizes;
 static long count = 1000, parts = 1, rate = 0, senders = 1, receivers = 1;
 static long pause_ms = 0, reconnect_every = 0, hwm = -1, first_sender = 0;
-static bool identical, curve, sender_binds, until_told;
+static bool identical, curve, sender_binds, until_told, late;
 static void *context;
 
 // What a stop line sets: the next message is the last.
@@ -281,7 +281,8 @@ static void *send_all(void *argument)
         if (reconnects && under_way == 0)
             reconnect(end);
         last = number == (uint32_t)count || told;
-        send_message(end, log, buffer, number, last);
+        // Where all are due the receiver counts: over several connections the last one may overtake others.
+        send_message(end, log, buffer, number, last && number < (uint32_t)count);
         if (pattern->answers == NONE)
             continue;
         // None is under way when the connection goes.
@@ -439,6 +440,7 @@ int main(int argc, char **argv)
                                                {"curve", FLAG, &curve},
                                                {"sender-binds", FLAG, &sender_binds},
                                                {"until-told", FLAG, &until_told},
+                                               {"late", FLAG, &late},
                                                {"proxy", FLAG, &with_proxy},
                                                {0}});
     for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++)
@@ -458,6 +460,8 @@ int main(int argc, char **argv)
         die("subscribers tell messages of one publisher by their topics");
     if (strcmp(pattern_name, "pub") == 0 && !both)
         die("a PUB of its own does not know when its subscribers are there: take xpub");
+    if (late && publishes())
+        die("a publisher needs its subscribers before");
     if (pattern->sends == ZMQ_XPUB && (with_proxy || is_proxy))
         die("through a proxy an XPUB does not hear of each subscriber");
     if (hwm < 0) // what a ROUTER or PUB drops would not be missed by anybody
@@ -496,7 +500,7 @@ int main(int argc, char **argv)
     pthread_t proxy = 0;
     if (is_proxy || with_proxy)
         proxy = start_proxy(transport);
-    for (int i = 0; connecters[i]; i++)
+    for (int i = 0; connecters[i] && !late; i++)
         connect_to_all(connecters[i]->socket);
     bool waits = pattern->sends == ZMQ_XPUB && sends;
     if (waits && both)
@@ -514,6 +518,8 @@ int main(int argc, char **argv)
 
     if (!is_proxy) {
         await_line("go");
+        for (int i = 0; connecters[i] && late; i++)
+            connect_to_all(connecters[i]->socket);
         if (waits && !both)
             await_subscriptions();
         pthread_barrier_wait(&started);

@@ -44,8 +44,8 @@ static inline void write_log(FILE *file, const struct log *log)
     check(fwrite(log->records, sizeof(struct record), log->count, file) == log->count);
 }
 
-// The first eight bytes of a message: who sent it, which one it is, and whether it is the last. The lowest byte comes
-// first and is the topic.
+// The first eight bytes of a message: who sent it, which one it is, and whether it is the last although more
+// were due. The lowest byte comes first and is the topic.
 
 struct mark {
     uint32_t number;

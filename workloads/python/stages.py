@@ -67,7 +67,7 @@ def message(number):
     size = options.size // options.parts
     first = bytearray(size + options.size % options.parts)
     if len(first) >= 8:
-        mark = ord("m") | number << 8 | (number == options.count) << 63
+        mark = ord("m") | number << 8
         first[:8] = mark.to_bytes(8, "little")
     return [bytes(first)] + [bytes(size)] * (options.parts - 1)
 

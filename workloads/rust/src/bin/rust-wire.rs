@@ -97,24 +97,32 @@ async fn receive(socket: &mut impl SocketRecv, counts: &mut Counts) -> ZmqMessag
     message
 }
 
-/// The sockets of the role, joined: the receiver binds, the sender connects.
-async fn open<S: Socket, R: Socket>(options: &Options) -> (Option<S>, Option<R>, String) {
+/// The sockets of the role, joined once the tracer is there: the receiver binds, the sender connects.
+async fn open<S: Socket, R: Socket>(options: &Options) -> (Option<S>, Option<R>) {
     let mut endpoint = options.endpoint.clone();
     let (mut sender, mut receiver) = (None, None);
     if matches!(options.role.as_str(), "both" | "receiver") {
         let mut socket = R::new();
-        let wanted = endpoint.as_deref().unwrap_or("tcp://127.0.0.1:0");
-        let bound = socket.bind(wanted).await.unwrap_or_else(|error| die(&format!("bind: {error}")));
-        endpoint = Some(bound.to_string());
+        endpoint = Some(bind(&mut socket, endpoint.as_deref()).await);
         receiver = Some(socket);
     }
     let endpoint = endpoint.unwrap_or_else(|| die("a sender alone needs an --endpoint"));
+    ready_and_go(&endpoint).await;
     if matches!(options.role.as_str(), "both" | "sender") {
         let mut socket = S::new();
-        socket.connect(&endpoint).await.unwrap_or_else(|error| die(&format!("connect: {error}")));
+        connect(&mut socket, &endpoint).await;
         sender = Some(socket);
     }
-    (sender, receiver, endpoint)
+    (sender, receiver)
+}
+
+async fn bind(socket: &mut impl Socket, endpoint: Option<&str>) -> String {
+    let bound = socket.bind(endpoint.unwrap_or("tcp://127.0.0.1:0")).await;
+    bound.unwrap_or_else(|error| die(&format!("bind: {error}"))).to_string()
+}
+
+async fn connect(socket: &mut impl Socket, endpoint: &str) {
+    socket.connect(endpoint).await.unwrap_or_else(|error| die(&format!("connect: {error}")));
 }
 
 /// Reads a line from standard input.
@@ -140,8 +148,7 @@ async fn done(counts: &Counts) {
 }
 
 async fn one_way(options: &Options) {
-    let (mut sender, mut receiver, endpoint) = open::<PushSocket, PullSocket>(options).await;
-    ready_and_go(&endpoint).await;
+    let (mut sender, mut receiver) = open::<PushSocket, PullSocket>(options).await;
     let (mut counts, mut received) = (Counts::default(), Counts::default());
     let sends = async {
         let Some(socket) = &mut sender else { return };
@@ -161,8 +168,7 @@ async fn one_way(options: &Options) {
 }
 
 async fn round_trips(options: &Options) {
-    let (mut client, mut server, endpoint) = open::<ReqSocket, RepSocket>(options).await;
-    ready_and_go(&endpoint).await;
+    let (mut client, mut server) = open::<ReqSocket, RepSocket>(options).await;
     let (mut counts, mut served) = (Counts::default(), Counts::default());
     let asks = async {
         let Some(socket) = &mut client else { return };
@@ -183,34 +189,33 @@ async fn round_trips(options: &Options) {
     done(&counts).await;
 }
 
-/// One at a time, since this crate's publisher drops what a subscriber does not take at once. It binds; that its peer
-/// has subscribed is known by what arrives before all else.
+/// One at a time, since this crate's publisher drops what a subscriber does not take at once. That its peer has
+/// subscribed is known by what arrives before all else, which counts as received.
 async fn publish(options: &Options) {
     if options.role != "both" {
         die("a publisher of its own does not know when its subscribers are there");
     }
     let mut publisher = PubSocket::new();
-    let endpoint = publisher.bind("tcp://127.0.0.1:0").await.unwrap_or_else(|error| die(&format!("bind: {error}")));
-    let endpoint = endpoint.to_string();
+    let endpoint = bind(&mut publisher, None).await;
+    ready_and_go(&endpoint).await;
     let mut subscriber = SubSocket::new();
-    subscriber.connect(&endpoint).await.unwrap_or_else(|error| die(&format!("connect: {error}")));
+    connect(&mut subscriber, &endpoint).await;
     subscriber.subscribe("").await.unwrap_or_else(|error| die(&format!("subscribe: {error}")));
-    let (mut before, mut ignored) = (Counts::default(), Counts::default());
+    let (mut counts, mut ignored) = (Counts::default(), Counts::default());
     loop {
-        send(&mut publisher, &mut before, "there?".into()).await;
-        let first = receive(&mut subscriber, &mut ignored);
+        send(&mut publisher, &mut ignored, "there?".into()).await;
+        let first = receive(&mut subscriber, &mut counts);
         if tokio::time::timeout(Duration::from_millis(1), first).await.is_ok() {
             break;
         }
     }
-    send(&mut publisher, &mut before, "end".into()).await;
-    while receive(&mut subscriber, &mut ignored).await.get(0).is_some_and(|part| part.as_ref() != b"end") {}
-    ready_and_go(&endpoint).await;
-    let mut counts = Counts::default();
+    send(&mut publisher, &mut ignored, "end".into()).await;
+    while receive(&mut subscriber, &mut counts).await.get(0).is_some_and(|part| part.as_ref() != b"end") {}
     for number in 1..=options.count {
-        send(&mut publisher, &mut counts, message(options, number)).await;
+        send(&mut publisher, &mut ignored, message(options, number)).await;
         receive(&mut subscriber, &mut counts).await;
     }
+    counts.sent = ignored.sent;
     done(&counts).await;
 }
 
