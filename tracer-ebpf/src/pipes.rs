@@ -40,6 +40,9 @@ struct Look {
     peer_at: u32,
     /// Pipes of the socket that are looked at.
     len: u32,
+    /// How many are in `changed`. In a map, since the verifier would follow each value that a register can have.
+    changed_len: u32,
+    padding: u32,
     /// Their addresses now.
     pipes: [u64; MAX_PIPES],
     /// 1: it is new. Bytes of a map, since the verifier would follow each bit of a word by itself.
@@ -56,28 +59,34 @@ fn look() -> Option<&'static mut Look> {
 }
 
 /// Puts into the call's data which pipes it has used. A call that failed has used none.
+#[inline(always)]
+pub fn note(call: &mut CallRecord, layout: &SocketConfig, handle: u64, direction: Direction) {
+    let Some(look) = look() else { return };
+    look.key = PipesKey { handle, tgid: call.tgid, padding: 0 };
+    look.counts_at = [layout.pipe_written, layout.pipe_read];
+    look.peer_at = layout.pipe_peer;
+    let changed = pipes_note(u64::from(layout.pipes), direction as u64);
+    put(call, look, changed as usize);
+}
+
+/// Finds out which pipes have changed their counts in a direction. How many. The vector of pipes is at `pipes` in the
+/// socket.
 #[inline(never)]
-pub fn note(call: &mut CallRecord, layout: &SocketConfig, handle: u64, direction: Direction) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn pipes_note(pipes: u64, direction: u64) -> u64 {
     let Some(look) = look() else { return 0 };
-    let Some([begin, end]) = read_user::<[u64; 2]>(handle + u64::from(layout.pipes)) else { return 0 };
+    let Some([begin, end]) = read_user::<[u64; 2]>(look.key.handle.wrapping_add(pipes)) else { return 0 };
     let bytes = end.wrapping_sub(begin);
     let len = if bytes > 8 * MAX_PIPES as u64 { MAX_PIPES as u64 } else { bytes / 8 };
     // SAFETY: at most the size of `pipes`; the helper checks the source.
     if unsafe { bpf_probe_read_user(look.pipes.as_mut_ptr().cast(), (len * 8) as u32, begin as *const _) } != 0 {
         return 0;
     }
-    look.key = PipesKey { handle, tgid: call.tgid, padding: 0 };
-    look.counts_at = [layout.pipe_written, layout.pipe_read];
-    look.peer_at = layout.pipe_peer;
     look.len = len as u32;
-    let changed = pipes_changed(direction as u64);
-    if let Some(look) = self::look() {
-        put(call, look, changed as usize);
-    }
-    changed as u32
+    pipes_changed(direction)
 }
 
-/// Finds out which pipes have changed their counts in a direction. How many.
+/// Compares with what was known before.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn pipes_changed(direction: u64) -> u64 {
@@ -94,7 +103,7 @@ extern "C" fn pipes_changed(direction: u64) -> u64 {
     if !is_same {
         pipes_moved();
     }
-    let mut changed = 0usize;
+    look.changed_len = 0;
     for index in 0..MAX_PIPES {
         if index as u32 >= look.len {
             break;
@@ -110,11 +119,15 @@ extern "C" fn pipes_changed(direction: u64) -> u64 {
         }
         if if is_new { now != 0 } else { now != before } {
             let unsure = if is_new { COUNT_UNSURE } else { 0 };
-            look.changed[changed & (MAX_PIPES - 1)] = PipeCount { pipe, count: now | unsure };
-            changed += 1;
+            // SAFETY: a field of a live map value; volatile, so that it is read back from there.
+            let at = unsafe { core::ptr::read_volatile(&raw const look.changed_len) };
+            look.changed[at as usize & (MAX_PIPES - 1)] = PipeCount { pipe, count: now | unsure };
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(&raw mut look.changed_len, at + 1) };
         }
     }
-    changed as u64
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const look.changed_len) }.into()
 }
 
 /// The socket's pipes are others now, or in another order: takes over what is known of those that it had.
