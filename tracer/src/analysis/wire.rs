@@ -25,6 +25,8 @@ pub struct Connection {
     pub inode: u64,
     /// Its fd.
     pub fd: i32,
+    /// Inode of the other end, of unix sockets.
+    pub peer_inode: Option<u64>,
     /// Address of this end as an endpoint.
     pub local: Option<String>,
     /// Address of the other end.
@@ -161,8 +163,8 @@ impl Wires {
     }
 
     /// Whether all processes are.
-    pub const fn is_all(&self) -> bool {
-        !self.with_libzmq
+    pub fn is_all_there_is(&self) -> bool {
+        self.is_wanted() && !self.with_libzmq
     }
 
     /// All that went over connections from `start_ns` to `now_ns`.
@@ -190,6 +192,15 @@ impl Wires {
     }
 
     fn rows(&self, duration_ns: u64, ends: impl Iterator<Item = Connection>) -> Rows {
+        let names = self.ends.values().filter_map(|end| Some((end.name()?, end)));
+        let by_name: HashMap<_, _> = names.filter(|(_, end)| end.is_zmtp).collect();
+        let ends = ends.map(|mut end| {
+            let other = end.other_name().and_then(|name| by_name.get(&name).copied());
+            if let Some(other) = other {
+                end.learn_from(other);
+            }
+            end
+        });
         let (mut connections, others): (Vec<_>, Vec<_>) = ends.partition(|end| end.is_zmtp);
         let admits = |end: &Connection| {
             let addresses = [&end.local, &end.remote].into_iter().flatten().map(String::as_str);
@@ -210,6 +221,7 @@ impl Wires {
         // Each direction is met by itself.
         end.local = stream.local.clone().or_else(|| end.local.take());
         end.remote = stream.remote.clone().or_else(|| end.remote.take());
+        end.peer_inode = stream.peer_inode.or(end.peer_inode);
     }
 
     fn wire(&mut self, wire: &Wire) {
@@ -238,10 +250,8 @@ impl Wires {
                     end.mechanism.clone_from(mechanism);
                 }
             }
-            CommandContent::Ready { socket_type, .. } => {
-                if socket_type.is_some() {
-                    end.types[side].clone_from(socket_type);
-                }
+            CommandContent::Ready { socket_type: Some(socket_type), .. } => {
+                end.types[side] = Some(socket_type.clone());
             }
             _ => {}
         }
@@ -284,7 +294,35 @@ impl Wires {
     }
 }
 
+/// What names an end to the other one: the addresses of tcp, from this end, or a unix socket's inode.
+type Name<'a> = (Option<u64>, &'a str, &'a str);
+
 impl Connection {
+    fn name(&self) -> Option<Name<'_>> {
+        match self.peer_inode {
+            Some(_) => Some((Some(self.inode), "", "")),
+            None => Some((None, self.local.as_deref()?, self.remote.as_deref()?)),
+        }
+    }
+
+    /// The name of the other end.
+    fn other_name(&self) -> Option<Name<'_>> {
+        match self.peer_inode {
+            Some(peer) => Some((Some(peer), "", "")),
+            None => Some((None, self.remote.as_deref()?, self.local.as_deref()?)),
+        }
+    }
+
+    /// What is known of the other end holds for this one, too.
+    fn learn_from(&mut self, other: &Self) {
+        self.is_zmtp = true;
+        self.mechanism = self.mechanism.take().or_else(|| other.mechanism.clone());
+        for (own, others) in [(0, 1), (1, 0)] {
+            self.types[own] = self.types[own].take().or_else(|| other.types[others].clone());
+            self.versions[own] = self.versions[own].or(other.versions[others]);
+        }
+    }
+
     /// Version of ZMTP that is spoken: the lower one of both greetings; `None`: they were not both seen.
     pub fn version(&self) -> Option<(u8, u8)> {
         Some(self.versions[0]?.min(self.versions[1]?))
@@ -529,6 +567,23 @@ mod tests {
         let rows = wires.total(0, 1);
         assert_eq!((rows.connections.len(), rows.others), (1, 1));
         assert_eq!(rows.connections[0].types, [Some("PUSH".into()), None]);
+    }
+
+    #[test]
+    fn one_end_tells_of_the_other() {
+        let mut wires = wires();
+        for (inode, local, remote) in [(5, "tcp://a", "tcp://b"), (6, "tcp://b", "tcp://a"), (8, "tcp://b", "tcp://c")]
+        {
+            let (local, remote) = (Some(local.into()), Some(remote.into()));
+            let stream = Stream { ts_ns: 0, pid: 7, fd: 5, inode, peer_inode: None, local, remote, from_start: false };
+            wires.event(&Event::Stream(stream));
+        }
+        let content = CommandContent::Ready { socket_type: Some("PUSH".into()), identity: None };
+        let direction = Direction::Send;
+        wires.event(&Event::Command(Command { ts_ns: 9, pid: 7, tid: 7, fd: 5, inode: 5, direction, content }));
+        let rows = wires.total(0, 1);
+        assert_eq!((rows.connections.len(), rows.others), (2, 1));
+        assert_eq!(rows.connections[1].types, [None, Some("PUSH".into())]);
     }
 
     #[test]

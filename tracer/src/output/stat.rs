@@ -42,7 +42,7 @@ impl StatTable {
 impl StatTable {
     /// Whether calls could be seen at all.
     fn shows_calls(&self, counts: &Counts) -> bool {
-        !(self.wires.is_wanted() && self.wires.is_all()) || !counts.rows.is_empty()
+        !self.wires.is_all_there_is() || !counts.rows.is_empty()
     }
 
     fn write_calls(&self, out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()> {
