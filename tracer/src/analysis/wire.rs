@@ -226,10 +226,7 @@ impl Wires {
 
     fn wire(&mut self, wire: &Wire) {
         let end = self.end(wire.pid, wire.inode, wire.fd);
-        let is_over = match wire.direction {
-            Direction::Send => wire.ret == -EPIPE,
-            Direction::Receive => wire.ret == 0 && wire.wanted > 0,
-        };
+        let is_over = is_end_of_stream(wire) || (wire.direction == Direction::Send && wire.ret == -EPIPE);
         end.is_closed = is_over || wire.ret == -ECONNRESET || (end.is_closed && wire.ret <= 0);
         // A walk from the first byte takes any for a greeting, until it has come to its end.
         end.is_zmtp |= wire.frames.as_ref().is_some_and(|frames| frames.frames > 0 || frames.commands > 0);
@@ -338,16 +335,27 @@ impl Connection {
     }
 }
 
+/// Whether it says that the peer sends nothing more.
+const fn is_end_of_stream(wire: &Wire) -> bool {
+    matches!(wire.direction, Direction::Receive) && wire.ret == 0 && wire.wanted > 0
+}
+
 impl Moved {
     fn wire(&mut self, wire: &Wire) {
-        let missed = self.position.map_or(0, |expected| wire.position.saturating_sub(expected));
-        if wire.gap || missed > 0 {
+        if matches!(wire.call.name(), "connect" | "accept" | "accept4" | "shutdown" | "close" | "getsockopt") {
+            // Moves nothing.
+            return;
+        }
+        // tcp numbers the end of the stream like a byte.
+        let end_of_stream = u64::from(is_end_of_stream(wire) && wire.sequence.is_some());
+        let expected = self.position.map(|position| position + end_of_stream);
+        let missed = expected.map_or(0, |expected| wire.position.saturating_sub(expected));
+        if wire.from_start && wire.position == 0 {
+            self.tail_bytes = Some(0);
+            self.may_be_in_message = false;
+        } else if wire.gap || missed > 0 || self.position.is_none() {
             self.tail_bytes = None;
             self.may_be_in_message = true;
-        } else if self.position.is_none() {
-            let is_first = wire.from_start && wire.position == 0;
-            self.tail_bytes = is_first.then_some(0);
-            self.may_be_in_message = !is_first;
         }
         self.counts.bytes += missed;
         self.position = Some(wire.position);
@@ -399,9 +407,7 @@ impl Moved {
             return;
         }
         let rest = moved.saturating_sub(std::mem::take(&mut self.covered_bytes));
-        if rest == 0 && frames.messages > 0 {
-            self.may_be_in_message = false;
-        } else if frames.frames > frames.messages {
+        if frames.frames > frames.messages && (rest > 0 || frames.messages == 0) {
             self.may_be_in_message = true;
         } else if frames.messages > 0 {
             self.may_be_in_message = false;
@@ -524,6 +530,23 @@ mod tests {
         let end = only(&wires);
         assert_eq!((end.sent.sizes.count, end.sent.sizes.min, end.sent.sizes.max), (3, 10, 20));
         assert_eq!((end.sent.counts.calls, end.sent.counts.bytes, end.sent.counts.messages), (3, 40, 3));
+    }
+
+    #[test]
+    fn the_end_of_a_stream_is_no_byte() {
+        let mut wires = wires();
+        let received = |ret, position, frames| Wire {
+            direction: Direction::Receive,
+            sequence: Some(1),
+            wanted: 100,
+            gap: ret == 0,
+            ..wire(5, ret, position, frames)
+        };
+        wires.event(&Event::Wire(received(10, 0, Some(frames(1, Inside::Nothing, &[])))));
+        wires.event(&Event::Wire(received(0, 11, None)));
+        let end = only(&wires);
+        assert_eq!((end.received.counts.bytes, end.is_closed), (10, true));
+        assert_eq!(end.both().synchronised(), Some(1.0));
     }
 
     #[test]
