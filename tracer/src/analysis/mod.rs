@@ -7,3 +7,4 @@ pub mod narrow;
 pub mod queues;
 pub mod stat;
 pub mod topology;
+pub mod wire;

@@ -53,6 +53,21 @@ impl Narrow {
             && (self.ports.is_empty() || socket.is_some_and(by_port))
     }
 
+    /// Whether a connection is to be shown of which only what goes over it is known: the type of the socket here, and
+    /// the addresses of both ends. Names of sockets are not known then.
+    pub fn admits_connection<'a>(
+        &self,
+        own_type: Option<&str>,
+        addresses: impl Iterator<Item = &'a str> + Clone,
+    ) -> bool {
+        let by_type = |own: &str| self.sockets.iter().any(|wanted| wanted.eq_ignore_ascii_case(own));
+        let by_endpoint = |address: &str| self.endpoints.iter().any(|wanted| address.contains(wanted));
+        let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        (self.sockets.is_empty() || own_type.is_some_and(by_type))
+            && (self.endpoints.is_empty() || addresses.clone().any(by_endpoint))
+            && (self.ports.is_empty() || addresses.filter_map(port).any(|port| self.ports.contains(&port)))
+    }
+
     fn admits_payload(&self, payload: &[u8]) -> bool {
         self.contains.is_empty()
             || self.contains.iter().any(|wanted| memchr::memmem::find(payload, wanted.as_bytes()).is_some())

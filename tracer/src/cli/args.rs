@@ -118,6 +118,10 @@ pub struct Trace {
     /// Only calls that failed
     #[arg(short = 'Z', long)]
     pub failed_only: bool,
+
+    /// Only what goes over the wire: connections, frames and messages, also of processes without a libzmq
+    #[arg(long)]
+    pub wire_only: bool,
 }
 
 /// `zmqtrace stat`.
@@ -143,6 +147,13 @@ pub struct Stat {
     /// messages included, and how full they were
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub queues: Option<Duration>,
+
+    /// Count only what goes over the wire, by connection: messages, frames, bytes, rates
+    ///
+    /// Implied for processes without a libzmq that could be probed. Rates are those of both directions together; the
+    /// size of messages is what they take on the wire, headers included, least/mean/most, and is known of what is sent.
+    #[arg(long, conflicts_with_all = ["queues", "classes"])]
+    pub wire_only: bool,
 }
 
 /// `zmqtrace latency`.
@@ -209,10 +220,17 @@ pub struct Sockets {
     /// A graph for Graphviz: processes, sockets and who is connected with whom
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     pub dot: bool,
+
+    /// Watch what goes over the wire for --duration (1 s by default), and print it by connection
+    ///
+    /// Nothing is read from memory; which connections are ZeroMQ's cannot be known without watching them. Implied for
+    /// processes that have sockets but no libzmq. With --watch also a table for each interval. Needs what `stat` needs.
+    #[arg(long, conflicts_with_all = ["all", "queues", "dot"])]
+    pub wire_only: bool,
 }
 
 /// What every command takes.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Common {
     /// One JSON object a line
     #[arg(long)]
@@ -255,7 +273,7 @@ pub struct Attach {
     pub pids: Vec<u32>,
 
     /// Size of the ring buffer between kernel and zmqtrace, MiB, a power of two
-    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = ring_mib())]
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_RING_MIB, value_parser = ring_mib())]
     pub buffer: u32,
 
     /// Kind of link to attach with, instead of the best that the kernel has
@@ -266,6 +284,15 @@ pub struct Attach {
     #[arg(long, hide = true)]
     pub empty_probes: bool,
 }
+
+impl Attach {
+    /// As if only processes had been typed.
+    pub const fn to(pids: Vec<u32>) -> Self {
+        Self { pids, buffer: DEFAULT_RING_MIB, link: None, empty_probes: false }
+    }
+}
+
+const DEFAULT_RING_MIB: u32 = 16;
 
 /// A class as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,7 @@
 use std::{
     io::{self, Write},
     sync::Arc,
+    time::Duration,
 };
 
 use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
@@ -19,8 +20,8 @@ use crate::{
     error::Error,
     event::{Event, Loss},
     output::{
-        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, LatencyOptions, LatencyTable, Report, Sink,
-        Sockets as SocketTable, StatTable, Strace, StraceOptions, TimeFormat,
+        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, JsonWire, LatencyOptions, LatencyTable, Report, Sink,
+        Sockets as SocketTable, StatTable, Strace, StraceOptions, TimeFormat, WireTable,
     },
     target::{self, Process},
     world::World,
@@ -28,17 +29,21 @@ use crate::{
 
 /// Bytes of each payload that are shown unless -s says otherwise: as strace.
 const DEFAULT_STRING_LIMIT: u32 = 32;
+/// How long `sockets` watches connections unless --duration says otherwise.
+const WIRE_DURATION: Duration = Duration::from_secs(1);
 
 /// `zmqtrace trace`.
 pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let common = &arguments.common;
-    let classes = classes(&arguments.classes);
+    let classes = if arguments.wire_only { Vec::new() } else { classes(&arguments.classes) };
     let default_limit = if arguments.hexdump { MAX_DATA_BYTES as u32 } else { DEFAULT_STRING_LIMIT };
     let payload_limit = arguments.string_limit.unwrap_or(default_limit);
     let options = Options {
         records: classes.clone(),
         classes,
         fds: arguments.show_endpoints,
+        net: arguments.wire_only,
+        wire_only: arguments.wire_only,
         payload_limit,
         ..options(common, &arguments.attach)
     };
@@ -64,13 +69,15 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
 /// `zmqtrace stat`.
 pub fn stat(arguments: &Stat) -> Result<(), Error> {
     let common = &arguments.common;
-    let classes = classes(&arguments.classes);
+    let classes = if arguments.wire_only { Vec::new() } else { classes(&arguments.classes) };
     // Enough to know sockets by name; what happens often is counted in the kernel.
     let records = classes.iter().copied().filter(|class| matches!(class, Class::Ctx | Class::Socket | Class::Endpoint));
     let options = Options {
         records: records.collect(),
         classes,
-        totals: true,
+        totals: !arguments.wire_only,
+        net: arguments.wire_only,
+        wire_only: arguments.wire_only,
         payload_limit: 0,
         interval: arguments.interval,
         queues: arguments.queues,
@@ -122,6 +129,19 @@ pub fn sockets(arguments: &Sockets) -> Result<(), Error> {
     if common.debug {
         Diagnostics::install();
     }
+    if arguments.wire_only {
+        return watch_wire(arguments);
+    }
+    match look(arguments) {
+        // There may be a ZeroMQ all the same, that only its connections show.
+        Err(Error::NoLibzmq { .. }) if has_wire_alone(arguments) => watch_wire(arguments),
+        looked => looked,
+    }
+}
+
+/// Looks into the memory of processes.
+fn look(arguments: &Sockets) -> Result<(), Error> {
+    let common = &arguments.common;
     target::check_to_inspect()?;
     let options = snapshot::Options {
         pids: arguments.pids.clone(),
@@ -146,6 +166,31 @@ pub fn sockets(arguments: &Sockets) -> Result<(), Error> {
         out.begin().map_err(|source| output_error(common, source))?;
         pump(&mut snapshots, World::default(), report.as_mut(), &mut out, common).await.map(drop)
     })
+}
+
+/// Whether all processes have sockets but no libzmq, so that watching their connections is what is left.
+fn has_wire_alone(arguments: &Sockets) -> bool {
+    let has_sockets = |pid: &u32| target::fds::fds(*pid).is_ok_and(|fds| !fds.sockets.is_empty());
+    let has_libzmq = |pid: &u32| Process::open_to_inspect(*pid).is_ok_and(|process| !process.libraries.is_empty());
+    let can_watch = !(arguments.all || arguments.dot || arguments.queues.is_some());
+    can_watch && arguments.pids.iter().all(|pid| has_sockets(pid) && !has_libzmq(pid))
+}
+
+/// `zmqtrace sockets --wire-only`.
+fn watch_wire(arguments: &Sockets) -> Result<(), Error> {
+    let mut common = arguments.common.clone();
+    if arguments.watch.is_none() {
+        common.duration.get_or_insert(WIRE_DURATION);
+    }
+    let attach = Attach::to(arguments.pids.clone());
+    let options = Options { net: true, wire_only: true, interval: arguments.watch, ..options(&common, &attach) };
+    let (narrow, intervals) = (narrow(&common), arguments.watch.is_some());
+    let mut report: Box<dyn Report> = if common.json {
+        Box::new(JsonWire::new(narrow, intervals))
+    } else {
+        Box::new(WireTable::new(narrow, intervals))
+    };
+    run(&common, &attach, &options, World::default(), report.as_mut())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Error> {
@@ -229,7 +274,7 @@ fn run(
         // What was lost is said even to those who want no diagnostics.
         let lost = loss.reasons().iter().any(|(_, count)| *count > 0);
         if lost || !common.quiet {
-            summarise((!options.totals).then_some(calls), &loss);
+            summarise((!options.totals && !options.wire_only).then_some(calls), &loss);
         }
         Ok(())
     })

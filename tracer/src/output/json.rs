@@ -9,13 +9,14 @@ use serde::Serialize;
 use serde_json::Value;
 use tracer_common::function::Returns;
 
-use super::{Report, Sink, arguments, stat::object_name, time::Rfc3339};
+use super::{Report, Sink, arguments, json_wire, stat::object_name, time::Rfc3339};
 use crate::{
     analysis::{
         calls::{Calls, Filter, Line},
         narrow::Narrow,
         queues::{Moved, MovedBySocket},
         stat::{Counts, Stat},
+        wire::Wires,
     },
     constants,
     event::{Call, CallResult, Change, Event, FdChange, FdPart, Loss, Role},
@@ -330,6 +331,7 @@ pub struct JsonStat {
     stat: Stat,
     narrow: Narrow,
     moved: MovedBySocket,
+    wires: Wires,
     intervals: bool,
     closing: Closing,
 }
@@ -337,8 +339,8 @@ pub struct JsonStat {
 impl JsonStat {
     /// Shows what `narrow` leaves; with `intervals`, lines at each tick.
     pub fn new(narrow: Narrow, intervals: bool) -> Self {
-        let moved = MovedBySocket::default();
-        Self { stat: Stat::new(narrow.clone()), narrow, moved, intervals, closing: Closing::default() }
+        let (stat, wires) = (Stat::new(narrow.clone()), Wires::new(narrow.clone()));
+        Self { stat, narrow, moved: MovedBySocket::default(), wires, intervals, closing: Closing::default() }
     }
 }
 
@@ -346,11 +348,16 @@ impl Report for JsonStat {
     fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()> {
         self.stat.event(world, event);
         self.moved.event(event);
+        self.wires.event(event);
         self.closing.event(event);
         match event {
             Event::Tick(tick) if self.intervals => {
                 let counts = self.stat.interval(tick.ts_ns);
-                write_stat(world, &counts, tick.ts_ns, true, out)
+                write_stat(world, &counts, tick.ts_ns, true, out)?;
+                if self.wires.is_wanted() {
+                    json_wire::write_rows(out, &self.wires.interval(tick.ts_ns), tick.ts_ns, true)?;
+                }
+                Ok(())
             }
             Event::End(end) => {
                 let counts = self.stat.total(world, end.ts_ns);
@@ -361,6 +368,11 @@ impl Report for JsonStat {
                     }
                 }
                 self.closing.events = counts.rows.iter().map(|(_, row)| row.count).sum();
+                if self.wires.is_wanted() {
+                    let rows = self.wires.total(world.start_ns(), end.ts_ns);
+                    self.closing.events += rows.connections.len() as u64;
+                    json_wire::write_rows(out, &rows, end.ts_ns, false)?;
+                }
                 self.closing.write(out, counts.duration_ns, end.reason)
             }
             _ => Ok(()),

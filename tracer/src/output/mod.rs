@@ -6,6 +6,7 @@ mod hexdump;
 mod json;
 mod json_latency;
 mod json_sockets;
+mod json_wire;
 mod latency;
 mod options;
 mod sink;
@@ -14,6 +15,7 @@ mod stat;
 mod strace;
 mod table;
 mod time;
+mod wire;
 
 use std::io;
 
@@ -24,12 +26,14 @@ pub use self::{
     json::{JsonStat, JsonTrace},
     json_latency::JsonLatency,
     json_sockets::JsonSockets,
+    json_wire::JsonWire,
     latency::{LatencyOptions, LatencyTable},
     sink::Sink,
     sockets::Sockets,
     stat::StatTable,
     strace::{Strace, StraceOptions},
     time::TimeFormat,
+    wire::WireTable,
 };
 
 /// A report: shows events as they come. The world has taken an event in before the report sees it.

@@ -6,12 +6,14 @@ use super::{
     Report, Sink,
     table::{self, Line, Shape},
     time::duration,
+    wire,
 };
 use crate::{
     analysis::{
         narrow::Narrow,
         queues::MovedBySocket,
         stat::{Counts, Key, Row, Stat},
+        wire::Wires,
     },
     constants,
     event::{CallResult, Event, Loss},
@@ -24,6 +26,7 @@ pub struct StatTable {
     stat: Stat,
     narrow: Narrow,
     moved: MovedBySocket,
+    wires: Wires,
     intervals: bool,
     loss: Loss,
 }
@@ -31,8 +34,27 @@ pub struct StatTable {
 impl StatTable {
     /// Shows what `narrow` leaves; with `intervals`, a table at each tick.
     pub fn new(narrow: Narrow, intervals: bool) -> Self {
-        let moved = MovedBySocket::default();
-        Self { stat: Stat::new(narrow.clone()), narrow, moved, intervals, loss: Loss::default() }
+        let (stat, wires) = (Stat::new(narrow.clone()), Wires::new(narrow.clone()));
+        Self { stat, narrow, moved: MovedBySocket::default(), wires, intervals, loss: Loss::default() }
+    }
+}
+
+impl StatTable {
+    /// Whether calls could be seen at all.
+    fn shows_calls(&self, counts: &Counts) -> bool {
+        !self.wires.is_all_there_is() || !counts.rows.is_empty()
+    }
+
+    fn write_calls(&self, out: &mut Sink, world: &World, counts: &Counts) -> io::Result<()> {
+        write_table(out, world, counts)?;
+        let calls: u64 = counts.rows.iter().map(|(_, row)| row.count).sum();
+        let seconds = counts.duration_ns as f64 / 1e9;
+        match self.loss.uncounted_calls() {
+            0 => writeln!(out, "{calls} calls in {seconds:.1} s; percentiles are exact to 6.25 %, all else is exact"),
+            uncounted => {
+                writeln!(out, "{calls} calls in {seconds:.1} s, and {uncounted} that are NOT in the table")
+            }
+        }
     }
 }
 
@@ -40,12 +62,19 @@ impl Report for StatTable {
     fn event(&mut self, world: &World, event: &Event, out: &mut Sink) -> io::Result<()> {
         self.stat.event(world, event);
         self.moved.event(event);
+        self.wires.event(event);
         match event {
             Event::Loss(loss) => self.loss = *loss,
             Event::Tick(tick) if self.intervals => {
                 let at_s = tick.ts_ns.saturating_sub(world.start_ns()) as f64 / 1e9;
                 writeln!(out, "--- at {at_s:.1} s")?;
-                write_table(out, world, &self.stat.interval(tick.ts_ns))?;
+                let counts = self.stat.interval(tick.ts_ns);
+                if self.shows_calls(&counts) {
+                    write_table(out, world, &counts)?;
+                }
+                if self.wires.is_wanted() {
+                    wire::write_table(out, world, &self.wires.interval(tick.ts_ns))?;
+                }
                 out.flush()?;
             }
             Event::End(end) => {
@@ -53,19 +82,18 @@ impl Report for StatTable {
                 if self.intervals {
                     writeln!(out, "--- total")?;
                 }
-                write_table(out, world, &counts)?;
-                let calls: u64 = counts.rows.iter().map(|(_, row)| row.count).sum();
-                let seconds = counts.duration_ns as f64 / 1e9;
-                let uncounted = self.loss.uncounted_calls();
-                if uncounted == 0 {
-                    writeln!(
-                        out,
-                        "{calls} calls in {seconds:.1} s; percentiles are exact to 6.25 %, all else is exact"
-                    )?;
-                } else {
-                    writeln!(out, "{calls} calls in {seconds:.1} s, and {uncounted} that are NOT in the table")?;
+                if self.shows_calls(&counts) {
+                    self.write_calls(out, world, &counts)?;
+                    write_moved(out, world, &self.moved, &self.narrow)?;
                 }
-                write_moved(out, world, &self.moved, &self.narrow)?;
+                if self.wires.is_wanted() {
+                    let rows = self.wires.total(world.start_ns(), end.ts_ns);
+                    if self.shows_calls(&counts) {
+                        writeln!(out, "\nprocesses that are looked at by their connections alone:")?;
+                    }
+                    wire::write_table(out, world, &rows)?;
+                    wire::write_summary(out, &rows)?;
+                }
             }
             _ => {}
         }

@@ -5,10 +5,10 @@ use std::{fs, io::Write, path::PathBuf};
 
 use zmqtrace::{
     analysis::{calls::Filter, narrow::Narrow},
-    event::Event,
+    event::{Event, Library},
     output::{
-        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, LatencyOptions, LatencyTable, Report, Sink, Sockets,
-        StatTable, Strace, StraceOptions, TimeFormat,
+        Dot, JsonLatency, JsonSockets, JsonStat, JsonTrace, JsonWire, LatencyOptions, LatencyTable, Report, Sink,
+        Sockets, StatTable, Strace, StraceOptions, TimeFormat, WireTable,
     },
     world::World,
 };
@@ -183,11 +183,41 @@ fn latency_of_saved_events() {
     assert_is("latency.messages.json.txt", &replay(&events, JsonLatency::new(narrow(), full)));
 }
 
+/// Handshakes, messages across system calls and several events of one, a late attach, lost bytes, a socket that speaks
+/// something else.
+#[test]
+fn connections_of_saved_events() {
+    let mut events = events("wire.jsonl");
+    let mut text = replay(&events, WireTable::new(narrow(), false));
+    text.push_str(&format!("## stat --interval\n{}", replay(&events, StatTable::new(narrow(), true))));
+    for (arguments, narrow) in [
+        ("--socket push", Narrow { sockets: vec!["push".into()], ..narrow() }),
+        ("--endpoint 10.0.0", Narrow { endpoints: vec!["10.0.0".into()], ..narrow() }),
+        ("--port 5556", Narrow { ports: vec![5556], ..narrow() }),
+        ("--port 1", Narrow { ports: vec![1], ..narrow() }),
+    ] {
+        text.push_str(&format!("## {arguments}\n{}", replay(&events, WireTable::new(narrow, false))));
+    }
+    assert_is("wire.txt", &text);
+    assert_is("wire.json.txt", &replay(&events, JsonWire::new(narrow(), true)));
+    assert_eq!(replay(&events, JsonStat::new(narrow(), true)), replay(&events, JsonWire::new(narrow(), true)));
+    // One of the processes has a libzmq: it is counted by its calls, of which there are none here.
+    let with_libzmq = |event: &mut Event| match event {
+        Event::Process(process) if process.pid == 301 => {
+            process.libraries.push(Library { path: "/usr/lib/libzmq.so.5".into(), version: None });
+        }
+        _ => {}
+    };
+    events.iter_mut().for_each(with_libzmq);
+    assert_is("wire.mixed.txt", &replay(&events, StatTable::new(narrow(), false)));
+}
+
 #[test]
 fn events_survive_saving() {
-    for event in ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl", "fds.jsonl", "latency.jsonl"]
-        .into_iter()
-        .flat_map(events)
+    for event in
+        ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl", "fds.jsonl", "latency.jsonl", "wire.jsonl"]
+            .into_iter()
+            .flat_map(events)
     {
         let saved = serde_json::to_string(&event).expect("events can be saved");
         assert_eq!(serde_json::from_str::<Event>(&saved).expect("and read again"), event, "{saved}");
