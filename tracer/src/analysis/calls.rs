@@ -1,12 +1,16 @@
-//! Which lines a trace of calls has: calls that returned, calls that still block, fds of sockets that came or went.
+//! Which lines a trace of calls has: calls that returned, calls that still block, fds of sockets that came or went, and
+//! what goes on below: system calls on connections, and what becomes of those.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use tracer_common::limits::MAX_NESTED_FRAMES;
 
-use super::narrow::Narrow;
+use super::{
+    connections::{ConnectionEvent, Connections},
+    narrow::Narrow,
+};
 use crate::{
-    event::{Call, Event, FdChange},
+    event::{Call, Event, FdChange, FdPart, Wire},
     world::World,
 };
 
@@ -20,6 +24,8 @@ pub struct Filter {
     pub narrow: Narrow,
     /// `Some(true)`: only calls that succeeded; `Some(false)`: only those that failed.
     pub successful: Option<bool>,
+    /// Whether system calls and connections are shown. Of fds only what is said by neither is shown then.
+    pub net: bool,
 }
 
 /// One thing to show.
@@ -43,6 +49,10 @@ pub enum Line<'event> {
     },
     /// A fd of a socket came or went: what the world now knows of it.
     Fd(&'event FdChange),
+    /// A system call on a connection returned.
+    SystemCall(Cow<'event, Wire>),
+    /// Something happened to a connection.
+    Connection(ConnectionEvent),
     /// The thread of a call that was shown as unfinished has ended.
     Abandoned {
         /// The call.
@@ -59,6 +69,7 @@ pub struct Calls {
     /// Calls in flight, by thread, outermost first, and whether they were shown. One whose return was lost is
     /// pushed out by later ones.
     in_flight: HashMap<u32, Vec<InFlight>>,
+    connections: Connections,
     /// Calls that returned.
     pub returned: u64,
 }
@@ -78,6 +89,54 @@ impl Calls {
 
     /// What the next event makes us show.
     pub fn event<'event>(&mut self, world: &World, event: &'event Event) -> Vec<Line<'event>> {
+        let mut lines = if self.filter.net { self.below(world, event) } else { Vec::new() };
+        lines.extend(self.above(world, event));
+        lines
+    }
+
+    /// System calls, and what becomes of connections.
+    fn below<'event>(&mut self, world: &World, event: &'event Event) -> Vec<Line<'event>> {
+        let mut lines = Vec::new();
+        // What the system call says of the connection comes after it.
+        if let Event::Wire(wire) = event
+            && is_told_at_once(world, wire)
+            && self.admits_system_call(world, wire, None)
+        {
+            lines.push(Line::SystemCall(Cow::Borrowed(wire)));
+        }
+        for mut event in self.connections.event(world, event) {
+            if let Some(wire) = event.connect.take()
+                && self.admits_system_call(world, &wire, Some(&event))
+            {
+                lines.push(Line::SystemCall(Cow::Owned(*wire)));
+            }
+            let endpoints = [&event.endpoint, &event.local].into_iter().flatten().cloned();
+            if self.filter.narrow.admits_connection(world, event.pid, event.owner, endpoints) {
+                lines.push(Line::Connection(event));
+            }
+        }
+        lines
+    }
+
+    fn admits_system_call(&self, world: &World, wire: &Wire, event: Option<&ConnectionEvent>) -> bool {
+        let failed = wire.ret < 0;
+        if self.filter.successful.is_some_and(|successful| successful == failed) {
+            return false;
+        }
+        let fd = world.fd(wire.pid, wire.fd);
+        let owner = event.map_or_else(|| fd.map(|fd| (fd.handle, fd.generation)), |event| event.owner);
+        let of_event = event.and_then(|event| event.endpoint.clone());
+        let of_fd = || fd.and_then(|fd| fd.endpoint.clone());
+        let of_stream = || {
+            let stream = world.stream(wire.pid, wire.inode).filter(|_| owner.is_none());
+            stream.into_iter().flat_map(|stream| [stream.local.clone(), stream.remote.clone()]).flatten()
+        };
+        let endpoints = of_event.or_else(of_fd).into_iter().chain(of_stream());
+        self.filter.narrow.admits_connection(world, wire.pid, owner, endpoints)
+    }
+
+    /// libzmq's calls and fds.
+    fn above<'event>(&mut self, world: &World, event: &'event Event) -> Vec<Line<'event>> {
         match event {
             Event::Call(call) => self.returned(world, call).into_iter().collect(),
             Event::InFlight(sample) => self.sampled(world, &sample.call, sample.ts_ns).into_iter().collect(),
@@ -103,6 +162,10 @@ impl Calls {
     /// Fds of which is not known whose they were are not shown.
     fn fd_changed<'event>(&self, world: &World, change: &'event FdChange) -> Option<Line<'event>> {
         let fd = world.fd(change.pid, change.fd)?;
+        let is_told_of = matches!(fd.part, FdPart::Connecter | FdPart::Connection);
+        if self.filter.net && (is_told_of || !world.shows_endpoints()) {
+            return None;
+        }
         self.filter.narrow.admits_fd(world, change.pid, fd).then_some(Line::Fd(change))
     }
 
@@ -157,5 +220,16 @@ impl Calls {
             Line::Unfinished { call, blocked_ns, ts_ns: sampled_ns }
         };
         samples.into_iter().map(line).collect()
+    }
+}
+
+/// Whether a system call is shown when it returns. Whose a connect is is known only later, and what other code of a
+/// process than libzmq asks its sockets is its own affair.
+fn is_told_at_once(world: &World, wire: &Wire) -> bool {
+    match wire.call.name() {
+        "connect" => false,
+        "getsockopt" => world.fd(wire.pid, wire.fd).is_some_and(|fd| fd.part == FdPart::Connecter),
+        // One that is told in several parts is shown with the last.
+        _ => !wire.frames.as_ref().is_some_and(|frames| frames.continues),
     }
 }

@@ -103,7 +103,7 @@ fn narrowed_traces_of_saved_events() {
     let mut text = String::new();
     for (arguments, narrow, successful) in cases {
         text.push_str(&format!("## {arguments}\n"));
-        text.push_str(&replay(&events, Strace::new(Filter { narrow, successful }, look(false))));
+        text.push_str(&replay(&events, Strace::new(Filter { narrow, successful, net: false }, look(false))));
     }
     assert_is("calls.narrowed.txt", &text);
 }
@@ -127,7 +127,7 @@ fn fds_of_saved_events() {
         ("--contains job", Narrow { contains: vec!["job".into()], ..narrow() }),
     ] {
         text.push_str(&format!("## {arguments}\n"));
-        text.push_str(&shown(Filter { narrow, successful: None }));
+        text.push_str(&shown(Filter { narrow, ..Filter::default() }));
     }
     assert_is("fds.trace.txt", &text);
     assert_is("fds.trace.jsonl", &replay(&events, JsonTrace::new(Filter::default())));
