@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     event::{Call, Event, FdChange, FdPart, Wire},
-    world::World,
+    world::{Fd, World},
 };
 
 /// A call is shown as unfinished when it has blocked this long.
@@ -50,7 +50,12 @@ pub enum Line<'event> {
     /// A fd of a socket came or went: what the world now knows of it.
     Fd(&'event FdChange),
     /// A system call on a connection returned.
-    SystemCall(Cow<'event, Wire>),
+    SystemCall {
+        /// It.
+        wire: Cow<'event, Wire>,
+        /// Of a connect: what it began, which says whose it is.
+        began: Option<Box<ConnectionEvent>>,
+    },
     /// Something happened to a connection.
     Connection(ConnectionEvent),
     /// The thread of a call that was shown as unfinished has ended.
@@ -70,6 +75,8 @@ pub struct Calls {
     /// pushed out by later ones.
     in_flight: HashMap<u32, Vec<InFlight>>,
     connections: Connections,
+    /// What commands made of connections, until their system call has been shown.
+    held: Vec<ConnectionEvent>,
     /// Calls that returned.
     pub returned: u64,
 }
@@ -96,26 +103,54 @@ impl Calls {
 
     /// System calls, and what becomes of connections.
     fn below<'event>(&mut self, world: &World, event: &'event Event) -> Vec<Line<'event>> {
+        let mut events = self.connections.event(world, event);
+        // What the system call says of the connection comes after it, and what the bytes said, too.
+        let is_of =
+            |wire: &Wire, told: &ConnectionEvent| (told.pid, told.fd, told.ts_ns) == (wire.pid, wire.fd, wire.ts_ns);
         let mut lines = Vec::new();
-        // What the system call says of the connection comes after it.
-        if let Event::Wire(wire) = event
-            && is_told_at_once(world, wire)
-            && self.admits_system_call(world, wire, None)
-        {
-            lines.push(Line::SystemCall(Cow::Borrowed(wire)));
-        }
-        for mut event in self.connections.event(world, event) {
-            if let Some(wire) = event.connect.take()
-                && self.admits_system_call(world, &wire, Some(&event))
-            {
-                lines.push(Line::SystemCall(Cow::Owned(*wire)));
-            }
-            let endpoints = [&event.endpoint, &event.local].into_iter().flatten().cloned();
-            if self.filter.narrow.admits_connection(world, event.pid, event.owner, endpoints) {
-                lines.push(Line::Connection(event));
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            match event {
+                Event::Wire(wire) => {
+                    let (of_it, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|told| is_of(wire, told));
+                    others.into_iter().for_each(|told| self.connection(world, told, &mut lines));
+                    events.splice(..0, of_it);
+                }
+                Event::Command(command) if held.iter().all(|told| told.ts_ns == command.ts_ns) => self.held = held,
+                _ => held.into_iter().for_each(|told| self.connection(world, told, &mut lines)),
             }
         }
+        match event {
+            Event::Wire(wire) if is_told_at_once(world, wire) => {
+                if self.admits_system_call(world, wire, None) {
+                    lines.push(Line::SystemCall { wire: Cow::Borrowed(wire), began: None });
+                }
+            }
+            Event::Wire(wire) if wire.frames.as_ref().is_some_and(|frames| frames.continues) => {
+                self.held = events;
+                return lines;
+            }
+            Event::Command(_) => {
+                self.held.append(&mut events);
+                return lines;
+            }
+            _ => {}
+        }
+        events.into_iter().for_each(|told| self.connection(world, told, &mut lines));
         lines
+    }
+
+    /// Shows what happened to a connection, after the connect that began it.
+    fn connection(&self, world: &World, mut event: ConnectionEvent, lines: &mut Vec<Line<'_>>) {
+        if let Some(wire) = event.connect.take()
+            && self.admits_system_call(world, &wire, Some(&event))
+        {
+            lines.push(Line::SystemCall { wire: Cow::Owned(*wire), began: Some(Box::new(event.clone())) });
+        }
+        let endpoints = [&event.endpoint, &event.local].into_iter().flatten().cloned();
+        if self.filter.narrow.admits_connection(world, event.pid, event.owner, endpoints) {
+            lines.push(Line::Connection(event));
+        }
     }
 
     fn admits_system_call(&self, world: &World, wire: &Wire, event: Option<&ConnectionEvent>) -> bool {
@@ -123,7 +158,7 @@ impl Calls {
         if self.filter.successful.is_some_and(|successful| successful == failed) {
             return false;
         }
-        let fd = world.fd(wire.pid, wire.fd);
+        let fd = owner_of(world, wire);
         let owner = event.map_or_else(|| fd.map(|fd| (fd.handle, fd.generation)), |event| event.owner);
         let of_event = event.and_then(|event| event.endpoint.clone());
         let of_fd = || fd.and_then(|fd| fd.endpoint.clone());
@@ -221,6 +256,12 @@ impl Calls {
         };
         samples.into_iter().map(line).collect()
     }
+}
+
+/// The fd of a system call, as a socket's: not that of who had the number before.
+pub fn owner_of<'world>(world: &'world World, wire: &Wire) -> Option<&'world Fd> {
+    let is_known = |fd: &&Fd| wire.handle.is_none_or(|handle| handle == fd.handle);
+    world.fd(wire.pid, wire.fd).filter(is_known)
 }
 
 /// Whether a system call is shown when it returns. Whose a connect is is known only later, and what other code of a

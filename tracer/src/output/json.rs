@@ -252,9 +252,9 @@ impl Report for JsonTrace {
                     let Some(fd) = world.fd(change.pid, change.fd) else { continue };
                     Object::Fd(fd_object(world, change, fd, &mut self.clock))
                 }
-                Line::SystemCall(wire) => {
+                Line::SystemCall { wire, began } => {
                     self.closing.events += 1;
-                    Object::SystemCall(json_net::system_call(world, wire, &mut self.clock))
+                    Object::SystemCall(json_net::system_call(world, wire, began.as_deref(), &mut self.clock))
                 }
                 Line::Connection(event) => Object::Connection(json_net::connection(world, event, &mut self.clock)),
                 Line::Abandoned { call, ts_ns } => Object::InFlight(InFlightObject {

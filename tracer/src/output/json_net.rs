@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use super::{arguments::escaped, net, time::Rfc3339};
 use crate::{
-    analysis::connections::{ConnectionEvent, Retry, What},
+    analysis::{
+        calls::owner_of,
+        connections::{ConnectionEvent, Retry, What},
+    },
     constants::errno_name,
     event::Wire,
     world::World,
@@ -59,10 +62,17 @@ pub struct ConnectionObject {
     mechanism: Option<String>,
 }
 
-/// The object of a system call.
-pub fn system_call(world: &World, wire: &Wire, clock: &mut Rfc3339) -> SystemCallObject {
+/// The object of a system call. `began`: of a connect, what it began.
+pub fn system_call(
+    world: &World,
+    wire: &Wire,
+    began: Option<&ConnectionEvent>,
+    clock: &mut Rfc3339,
+) -> SystemCallObject {
     let ts_ns = wire.entry_ns.unwrap_or(wire.ts_ns);
-    let fd = world.fd(wire.pid, wire.fd);
+    let fd = if began.is_some() { None } else { owner_of(world, wire) };
+    let owner = began.map_or_else(|| fd.map(|fd| (fd.handle, fd.generation)), |began| began.owner);
+    let endpoint = began.map_or_else(|| fd.and_then(|fd| fd.endpoint.clone()), |began| began.endpoint.clone());
     let connection = world.stream(wire.pid, wire.inode).and_then(|stream| stream.connection());
     let of_fd = || fd.and_then(|fd| Some(format!("{}->{}", fd.local.as_ref()?, fd.remote.as_ref()?)));
     let moves = !matches!(wire.call.name(), "connect" | "getsockopt");
@@ -80,9 +90,9 @@ pub fn system_call(world: &World, wire: &Wire, clock: &mut Rfc3339) -> SystemCal
         tid: wire.tid,
         call: wire.call.name(),
         fd: wire.fd,
-        socket: fd.and_then(|fd| world.socket_name(wire.pid, fd.handle, fd.generation)),
-        handle: fd.map(|fd| format!("{:#x}", fd.handle)),
-        endpoint: fd.and_then(|fd| fd.endpoint.clone()),
+        socket: owner.and_then(|(handle, generation)| world.socket_name(wire.pid, handle, generation)),
+        handle: owner.map(|(handle, _)| format!("{handle:#x}")),
+        endpoint,
         connection: connection.or_else(of_fd),
         ret,
         errno: error,

@@ -4,7 +4,10 @@ use std::{fmt::Write as _, ops::RangeInclusive};
 
 use super::arguments::escaped;
 use crate::{
-    analysis::connections::{ConnectionEvent, Failure, Retry, What},
+    analysis::{
+        calls::owner_of,
+        connections::{ConnectionEvent, Failure, Retry, What},
+    },
     constants::{errno_name, errno_text},
     event::{Frames, Inside, Wire},
     world::{Peer, World},
@@ -13,26 +16,30 @@ use crate::{
 /// Bytes of a greeting, ZMTP 3.
 const GREETING_BYTES: u64 = 64;
 
-/// `sendto(14<REQ#7 tcp://127.0.0.1:5555>, 2 frames, 66)`.
-pub fn write_call(line: &mut String, world: &World, wire: &Wire) {
-    let name = world.fd_name(wire.pid, wire.fd).or_else(|| world.last_fd_name(wire.pid, wire.fd));
-    let name = name.unwrap_or_else(|| world.stream_name(wire.pid, wire.fd));
+/// `sendto(14<REQ#7 tcp://127.0.0.1:5555>, 2 frames, 66)`. `began`: of a connect, what it began.
+pub fn write_call(line: &mut String, world: &World, wire: &Wire, began: Option<&ConnectionEvent>) {
     let call = wire.call.name();
+    let fd_name = match began {
+        Some(began) => name(world, began),
+        None => owner_of(world, wire)
+            .and_then(|_| world.last_fd_name(wire.pid, wire.fd))
+            .unwrap_or_else(|| world.stream_name(wire.pid, wire.fd)),
+    };
     // Writing to a String cannot fail.
     let _ = match call {
         "connect" => {
-            let remote = world.stream(wire.pid, wire.inode).and_then(|stream| stream.remote.as_deref());
-            write!(line, "connect({}, {})", wire.fd, remote.unwrap_or("?"))
+            let remote = began.and_then(|began| began.remote.as_deref());
+            write!(line, "connect({fd_name}, {})", remote.unwrap_or("?"))
         }
         "getsockopt" => {
             let error = if wire.ret < 0 { errno_name(-wire.ret as i32) } else { "0".into() };
-            write!(line, "getsockopt({name}, SO_ERROR, [{error}])")
+            write!(line, "getsockopt({fd_name}, SO_ERROR, [{error}])")
         }
         _ => {
             let what = if wire.ret > 0 { format!("{}, ", moved(wire)) } else { String::new() };
             // A gather of many pieces.
             let wanted = if wire.wanted == u64::MAX { "?".into() } else { wire.wanted.to_string() };
-            write!(line, "{call}({name}, {what}{wanted})")
+            write!(line, "{call}({fd_name}, {what}{wanted})")
         }
     };
 }

@@ -17,7 +17,10 @@ use super::{
     time::{Clock, TimeFormat, duration},
 };
 use crate::{
-    analysis::calls::{Calls, Filter, Line},
+    analysis::{
+        calls::{Calls, Filter, Line},
+        connections::ConnectionEvent,
+    },
     constants,
     event::{Call, Change, Event, FdChange, FdPart, Outcome, Role, Wire},
     world::World,
@@ -84,7 +87,7 @@ impl Strace {
                     return;
                 }
             }
-            Line::SystemCall(wire) => self.system_call(world, wire, colour),
+            Line::SystemCall { wire, began } => self.system_call(world, wire, began.as_deref(), colour),
             Line::Connection(event) => {
                 self.moment(world, event.ts_ns, colour);
                 let (process, name) = (world.process_name(event.pid), net::name(world, event));
@@ -189,9 +192,9 @@ impl Strace {
         };
     }
 
-    fn system_call(&mut self, world: &World, wire: &Wire, colour: bool) {
+    fn system_call(&mut self, world: &World, wire: &Wire, began: Option<&ConnectionEvent>, colour: bool) {
         self.begin(world, (wire.pid, wire.tid), wire.entry_ns.unwrap_or(wire.ts_ns), colour);
-        net::write_call(&mut self.line, world, wire);
+        net::write_call(&mut self.line, world, wire, began);
         let (value, error) = net::result(wire);
         let _ = match error {
             Some(error) if colour => write!(self.line, " = {FAILED}{value} {error}{FAILED:#}"),
