@@ -103,6 +103,7 @@ impl Calls {
 
     /// System calls, and what becomes of connections.
     fn below<'event>(&mut self, world: &World, event: &'event Event) -> Vec<Line<'event>> {
+        let is_told_at_once = matches!(event, Event::Wire(wire) if self.is_told_at_once(world, wire));
         let mut events = self.connections.event(world, event);
         // What the system call says of the connection comes after it, and what the bytes said, too.
         let is_of =
@@ -121,7 +122,7 @@ impl Calls {
             }
         }
         match event {
-            Event::Wire(wire) if is_told_at_once(world, wire) => {
+            Event::Wire(wire) if is_told_at_once => {
                 if self.admits_system_call(world, wire, None) {
                     lines.push(Line::SystemCall { wire: Cow::Borrowed(wire), began: None });
                 }
@@ -150,6 +151,17 @@ impl Calls {
         let endpoints = [&event.endpoint, &event.local].into_iter().flatten().cloned();
         if self.filter.narrow.admits_connection(world, event.pid, event.owner, endpoints) {
             lines.push(Line::Connection(event));
+        }
+    }
+
+    /// Whether a system call is shown when it returns. Whose a connect is is known only later, and what other code of a
+    /// process than libzmq asks its sockets is its own affair.
+    fn is_told_at_once(&self, world: &World, wire: &Wire) -> bool {
+        match wire.call.name() {
+            "connect" => false,
+            "getsockopt" => self.connections.is_connecting(world, wire.pid, wire.fd),
+            // One that is told in several parts is shown with the last.
+            _ => !wire.frames.as_ref().is_some_and(|frames| frames.continues),
         }
     }
 
@@ -262,15 +274,4 @@ impl Calls {
 pub fn owner_of<'world>(world: &'world World, wire: &Wire) -> Option<&'world Fd> {
     let is_known = |fd: &&Fd| wire.handle.is_none_or(|handle| handle == fd.handle);
     world.fd(wire.pid, wire.fd).filter(is_known)
-}
-
-/// Whether a system call is shown when it returns. Whose a connect is is known only later, and what other code of a
-/// process than libzmq asks its sockets is its own affair.
-fn is_told_at_once(world: &World, wire: &Wire) -> bool {
-    match wire.call.name() {
-        "connect" => false,
-        "getsockopt" => world.fd(wire.pid, wire.fd).is_some_and(|fd| fd.part == FdPart::Connecter),
-        // One that is told in several parts is shown with the last.
-        _ => !wire.frames.as_ref().is_some_and(|frames| frames.continues),
-    }
 }
