@@ -122,10 +122,8 @@ impl Calls {
             }
         }
         match event {
-            Event::Wire(wire) if is_told_at_once => {
-                if self.admits_system_call(world, wire, None) {
-                    lines.push(Line::SystemCall { wire: Cow::Borrowed(wire), began: None });
-                }
+            Event::Wire(wire) if is_told_at_once && self.admits_system_call(world, wire, None) => {
+                lines.push(Line::SystemCall { wire: Cow::Borrowed(wire), began: None });
             }
             Event::Wire(wire) if wire.frames.as_ref().is_some_and(|frames| frames.continues) => {
                 self.held = events;
