@@ -2,6 +2,7 @@
 //! it will be shown.
 
 pub mod calls;
+pub mod connections;
 pub mod latency;
 pub mod narrow;
 pub mod queues;

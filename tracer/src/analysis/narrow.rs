@@ -34,6 +34,30 @@ impl Narrow {
         self.contains.is_empty() && self.admits_socket(socket.as_ref())
     }
 
+    /// Whether what happens on a connection is to be shown, of which `endpoints` are known; `owner`: the socket's address
+    /// and generation.
+    pub fn admits_connection(
+        &self,
+        world: &World,
+        pid: u32,
+        owner: Option<(u64, u32)>,
+        endpoints: impl IntoIterator<Item = String>,
+    ) -> bool {
+        if !self.contains.is_empty() {
+            return false;
+        }
+        if self.sockets.is_empty() && self.endpoints.is_empty() && self.ports.is_empty() {
+            return true;
+        }
+        let socket = owner.and_then(|(handle, generation)| world.socket(pid, handle, generation)).cloned();
+        if socket.is_none() && !self.sockets.is_empty() {
+            return false;
+        }
+        let mut socket = socket.unwrap_or_default();
+        socket.endpoints.extend(endpoints);
+        self.admits_socket(Some(&socket))
+    }
+
     /// Whether calls on a socket (`None`: on none) are to be shown.
     pub fn admits_socket(&self, socket: Option<&Socket>) -> bool {
         let by_name = |socket: &Socket| {
@@ -55,11 +79,7 @@ impl Narrow {
 
     /// Whether a connection is to be shown of which only what goes over it is known: the type of the socket here, and
     /// the addresses of both ends. Names of sockets are not known then.
-    pub fn admits_connection<'a>(
-        &self,
-        own_type: Option<&str>,
-        addresses: impl Iterator<Item = &'a str> + Clone,
-    ) -> bool {
+    pub fn admits_wire<'a>(&self, own_type: Option<&str>, addresses: impl Iterator<Item = &'a str> + Clone) -> bool {
         let by_type = |own: &str| self.sockets.iter().any(|wanted| wanted.eq_ignore_ascii_case(own));
         let by_endpoint = |address: &str| self.endpoints.iter().any(|wanted| address.contains(wanted));
         let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());

@@ -204,7 +204,7 @@ impl Wires {
         let (mut connections, others): (Vec<_>, Vec<_>) = ends.partition(|end| end.is_zmtp);
         let admits = |end: &Connection| {
             let addresses = [&end.local, &end.remote].into_iter().flatten().map(String::as_str);
-            self.narrow.admits_connection(end.types[0].as_deref(), addresses)
+            self.narrow.admits_wire(end.types[0].as_deref(), addresses)
         };
         connections.retain(admits);
         connections.sort_by_key(|end| (end.pid, Reverse(end.bytes()), end.fd, end.inode));

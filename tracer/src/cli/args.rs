@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgAction, Args, Parser, Subcommand, ValueEnum,
+    builder::{EnumValueParser, TypedValueParser},
+};
 use tracer_common::{function::Class, limits::MAX_DATA_BYTES};
 
 use crate::capture::LinkKind;
@@ -67,10 +70,17 @@ pub struct Trace {
     #[command(flatten)]
     pub attach: Attach,
 
-    /// Classes of calls to trace: ctx, socket, endpoint, option, send, recv, poll, proxy, msg, all
+    /// Classes of calls to trace: ctx, socket, endpoint, option, send, recv, poll, proxy, msg, net, all
     ///
-    /// All but msg by default. zmq_getsockopt and the zmq_msg_* helpers are probed only when asked for by
+    /// All but msg and net by default. zmq_getsockopt and the zmq_msg_* helpers are probed only when asked for by
     /// option, msg or all, since programs call them often.
+    ///
+    /// net: what goes on below. Each system call that moves bytes over a connection of a socket, with what the bytes were,
+    /// `sendto(14<REQ#7 tcp://127.0.0.1:5555>, 2 frames, 66) = 66`, and what becomes of connections: connecting, refused
+    /// and when libzmq tries again, connected, accepted, handshake done and with whom, or failed and why, disconnected
+    /// and why. Of a process without a known libzmq, all its stream sockets. With --json, objects of type `syscall` and
+    /// `connection_event`. Alone, no libzmq call is shown. While it is on, every system call on the machine takes a
+    /// little longer.
     #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',')]
     pub classes: Vec<ClassName>,
 
@@ -135,8 +145,8 @@ pub struct Stat {
     #[command(flatten)]
     pub attach: Attach,
 
-    /// Classes of calls to count: as for trace
-    #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',')]
+    /// Classes of calls to count: as for trace, but net
+    #[arg(short = 'e', long = "calls", value_name = "CLASS,...", value_delimiter = ',', value_parser = counted_class())]
     pub classes: Vec<ClassName>,
 
     /// Also a table for each interval, such as 1s or 500ms
@@ -315,6 +325,8 @@ pub enum ClassName {
     Proxy,
     /// zmq_msg_* other than send and receive.
     Msg,
+    /// System calls, and what becomes of connections: no functions of libzmq.
+    Net,
     /// All of them.
     All,
 }
@@ -332,6 +344,7 @@ impl ClassName {
             Self::Poll => &[Class::Poll],
             Self::Proxy => &[Class::Proxy],
             Self::Msg => &[Class::Msg],
+            Self::Net => &[],
             Self::All => &Class::ALL,
         }
     }
@@ -340,6 +353,13 @@ impl ClassName {
 /// What is traced by default.
 pub const DEFAULT_CLASSES: &[Class] =
     &[Class::Ctx, Class::Socket, Class::Endpoint, Class::Option, Class::Send, Class::Recv, Class::Poll, Class::Proxy];
+
+fn counted_class() -> impl TypedValueParser<Value = ClassName> {
+    EnumValueParser::<ClassName>::new().try_map(|class| match class {
+        ClassName::Net => Err("system calls are not counted: see `trace -e net`"),
+        class => Ok(class),
+    })
+}
 
 fn payload_limit() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(0..=MAX_DATA_BYTES as i64)

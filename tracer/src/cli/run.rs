@@ -38,11 +38,13 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
     let classes = if arguments.wire_only { Vec::new() } else { classes(&arguments.classes) };
     let default_limit = if arguments.hexdump { MAX_DATA_BYTES as u32 } else { DEFAULT_STRING_LIMIT };
     let payload_limit = arguments.string_limit.unwrap_or(default_limit);
+    let is_net = |class: &ClassName| matches!(class, ClassName::Net | ClassName::All);
+    let net = arguments.wire_only || arguments.classes.iter().any(is_net);
     let options = Options {
         records: classes.clone(),
         classes,
-        fds: arguments.show_endpoints,
-        net: arguments.wire_only,
+        fds: arguments.show_endpoints || net,
+        net,
         wire_only: arguments.wire_only,
         payload_limit,
         ..options(common, &arguments.attach)
@@ -53,7 +55,7 @@ pub fn trace(arguments: &Trace) -> Result<(), Error> {
         _ => None,
     };
     let narrow = Narrow { contains: arguments.contains.clone(), ..narrow(common) };
-    let filter = Filter { narrow, successful };
+    let filter = Filter { narrow, successful, net };
     let time = match (arguments.relative, arguments.time) {
         (true, _) => TimeFormat::Relative,
         (_, 1) => TimeFormat::Seconds,
@@ -270,11 +272,11 @@ fn run(
             let (functions, kind) = capture.attached();
             say(format_args!("attached to {}; {functions} functions probed ({kind})", described.join("; ")));
         }
-        let (calls, loss) = pump(&mut capture, world, report, &mut out, common).await?;
+        let (seen, loss) = pump(&mut capture, world, report, &mut out, common).await?;
         // What was lost is said even to those who want no diagnostics.
         let lost = loss.reasons().iter().any(|(_, count)| *count > 0);
         if lost || !common.quiet {
-            summarise((!options.totals && !options.wire_only).then_some(calls), &loss);
+            summarise((!options.totals).then_some(seen), options.net, &loss);
         }
         Ok(())
     })
@@ -294,21 +296,32 @@ fn open(pid: u32, wire_only: bool) -> Result<Process, Error> {
     }
 }
 
-/// Moves events until the stream ends. Returns how many calls came, and what was lost.
+/// What came.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    calls: u64,
+    system_calls: u64,
+}
+
+/// Moves events until the stream ends. Returns what came, and what was lost.
 async fn pump(
     capture: &mut impl Events,
     mut world: World,
     report: &mut dyn Report,
     out: &mut Sink,
     common: &Common,
-) -> Result<(u64, Loss), Error> {
-    let (mut calls, mut loss) = (0, Loss::default());
+) -> Result<(Seen, Loss), Error> {
+    let (mut seen, mut loss) = (Seen::default(), Loss::default());
     let mut reader_is_gone = false;
     while let Some(events) = capture.next().await? {
         for event in &events {
             world.apply(event);
             match event {
-                Event::Call(_) => calls += 1,
+                Event::Call(_) => seen.calls += 1,
+                // One that is told in several parts counts once.
+                Event::Wire(wire) if !wire.frames.as_ref().is_some_and(|frames| frames.continues) => {
+                    seen.system_calls += 1;
+                }
                 Event::Loss(now) => loss = *now,
                 _ => {}
             }
@@ -327,7 +340,7 @@ async fn pump(
     }
     // The process ends soon: what it knows goes with it, and need not be taken apart first.
     std::mem::forget(world);
-    Ok((calls, loss))
+    Ok((seen, loss))
 }
 
 /// A reader that has seen enough is no failure.
@@ -348,7 +361,7 @@ fn open_output(common: &Common) -> Result<Sink, Error> {
 }
 
 /// What was seen and what was not, on standard error.
-fn summarise(calls: Option<u64>, loss: &Loss) {
+fn summarise(seen: Option<Seen>, net: bool, loss: &Loss) {
     let reasons: Vec<_> = loss
         .reasons()
         .iter()
@@ -357,8 +370,12 @@ fn summarise(calls: Option<u64>, loss: &Loss) {
         .collect();
     let lost = if reasons.is_empty() { "nothing lost".into() } else { format!("LOST: {}", reasons.join(", ")) };
     let late = if loss.stragglers > 0 { format!(", {} out of order", loss.stragglers) } else { String::new() };
-    let calls = calls.map_or_else(String::new, |calls| format!("{calls} calls seen, "));
-    say(format_args!("{calls}{lost}{late}"));
+    let seen = match seen {
+        None => String::new(),
+        Some(Seen { calls, system_calls }) if net => format!("{calls} calls seen, {system_calls} system calls seen, "),
+        Some(Seen { calls, .. }) => format!("{calls} calls seen, "),
+    };
+    say(format_args!("{seen}{lost}{late}"));
 }
 
 /// Shows what the libraries log, and the BPF side through aya-log, on standard error.

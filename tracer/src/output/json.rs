@@ -9,7 +9,13 @@ use serde::Serialize;
 use serde_json::Value;
 use tracer_common::function::Returns;
 
-use super::{Report, Sink, arguments, json_wire, stat::object_name, time::Rfc3339};
+use super::{
+    Report, Sink, arguments,
+    json_net::{self, ConnectionObject, SystemCallObject},
+    json_wire,
+    stat::object_name,
+    time::Rfc3339,
+};
 use crate::{
     analysis::{
         calls::{Calls, Filter, Line},
@@ -30,6 +36,10 @@ enum Object<'a> {
     Call(CallObject<'a>),
     InFlight(InFlightObject<'a>),
     Fd(FdObject),
+    #[serde(rename = "syscall")]
+    SystemCall(SystemCallObject),
+    #[serde(rename = "connection_event")]
+    Connection(ConnectionObject),
     Stat(StatObject),
     QueueTotal(QueueTotalObject),
     Lost(LostObject),
@@ -244,6 +254,11 @@ impl Report for JsonTrace {
                     let Some(fd) = world.fd(change.pid, change.fd) else { continue };
                     Object::Fd(fd_object(world, change, fd, &mut self.clock))
                 }
+                Line::SystemCall { wire, began } => {
+                    self.closing.events += 1;
+                    Object::SystemCall(json_net::system_call(world, wire, began.as_deref(), &mut self.clock))
+                }
+                Line::Connection(event) => Object::Connection(json_net::connection(world, event, &mut self.clock)),
                 Line::Abandoned { call, ts_ns } => Object::InFlight(InFlightObject {
                     blocked_ns: ts_ns.saturating_sub(call.entry_ns),
                     ended: true,

@@ -13,13 +13,16 @@ use anstyle::{AnsiColor, Style};
 use tracer_common::function::Returns;
 
 use super::{
-    Report, Sink, arguments, hexdump,
+    Report, Sink, arguments, hexdump, net,
     time::{Clock, TimeFormat, duration},
 };
 use crate::{
-    analysis::calls::{Calls, Filter, Line},
+    analysis::{
+        calls::{Calls, Filter, Line},
+        connections::ConnectionEvent,
+    },
     constants,
-    event::{Call, Change, Event, FdChange, FdPart, Outcome, Role},
+    event::{Call, Change, Event, FdChange, FdPart, Outcome, Role, Wire},
     world::World,
 };
 
@@ -58,7 +61,8 @@ impl Strace {
         match line {
             Line::Returned { call, resumed } => {
                 let Some(outcome) = call.outcome else { return };
-                self.begin(world, call, call.entry_ns.max(if *resumed { outcome.return_ns } else { 0 }), colour);
+                let ts_ns = call.entry_ns.max(if *resumed { outcome.return_ns } else { 0 });
+                self.begin(world, (call.pid, call.tid), ts_ns, colour);
                 self.arguments(world, call, if *resumed { Part::Rest } else { Part::All });
                 self.line.push(')');
                 self.outcome(world, call, outcome, paint(FAILED));
@@ -69,7 +73,7 @@ impl Strace {
                 }
             }
             Line::Unfinished { call, blocked_ns, .. } => {
-                self.begin(world, call, call.entry_ns, colour);
+                self.begin(world, (call.pid, call.tid), call.entry_ns, colour);
                 self.arguments(world, call, Part::KnownAtEntry);
                 let style = paint(BLOCKED);
                 if !self.line.ends_with(' ') {
@@ -83,8 +87,14 @@ impl Strace {
                     return;
                 }
             }
+            Line::SystemCall { wire, began } => self.system_call(world, wire, began.as_deref(), colour),
+            Line::Connection(event) => {
+                self.moment(world, event.ts_ns, colour);
+                let (process, name) = (world.process_name(event.pid), net::name(world, event));
+                let _ = write!(self.line, "--- {process}[{}] {name} {} ---", event.pid, net::happened(event));
+            }
             Line::Abandoned { call, ts_ns } => {
-                self.begin(world, call, *ts_ns, colour);
+                self.begin(world, (call.pid, call.tid), *ts_ns, colour);
                 let _ = write!(self.line, "<... {} never returned: its thread ended>", call.function.row().name);
             }
         }
@@ -92,9 +102,9 @@ impl Strace {
     }
 
     /// Moment and thread.
-    fn begin(&mut self, world: &World, call: &Call, ts_ns: u64, colour: bool) {
+    fn begin(&mut self, world: &World, (pid, tid): (u32, u32), ts_ns: u64, colour: bool) {
         self.moment(world, ts_ns, colour);
-        let _ = write!(self.line, "{}[{}/{}] ", world.thread_name(call.pid, call.tid), call.pid, call.tid);
+        let _ = write!(self.line, "{}[{pid}/{tid}] ", world.thread_name(pid, tid));
     }
 
     fn moment(&mut self, world: &World, ts_ns: u64, colour: bool) {
@@ -170,12 +180,30 @@ impl Strace {
             };
             arguments::write_result_detail(&mut self.line, world, call, ret);
         }
-        let ns = outcome.return_ns.saturating_sub(call.entry_ns);
+        self.spent(outcome.return_ns.saturating_sub(call.entry_ns));
+    }
+
+    /// How long it took.
+    fn spent(&mut self, ns: u64) {
         let _ = if self.options.nanoseconds {
             write!(self.line, " <{}.{:09}>", ns / 1_000_000_000, ns % 1_000_000_000)
         } else {
             write!(self.line, " <{}.{:06}>", ns / 1_000_000_000, ns / 1_000 % 1_000_000)
         };
+    }
+
+    fn system_call(&mut self, world: &World, wire: &Wire, began: Option<&ConnectionEvent>, colour: bool) {
+        self.begin(world, (wire.pid, wire.tid), wire.entry_ns.unwrap_or(wire.ts_ns), colour);
+        net::write_call(&mut self.line, world, wire, began);
+        let (value, error) = net::result(wire);
+        let _ = match error {
+            Some(error) if colour => write!(self.line, " = {FAILED}{value} {error}{FAILED:#}"),
+            Some(error) => write!(self.line, " = {value} {error}"),
+            None => write!(self.line, " = {value}"),
+        };
+        if let Some(entry_ns) = wire.entry_ns {
+            self.spent(wire.ts_ns.saturating_sub(entry_ns));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod fds;
 mod names;
+mod streams;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -11,7 +12,11 @@ use std::{
 
 use tracer_common::function::Class;
 
-pub use self::{fds::Fd, names::SocketLabel};
+pub use self::{
+    fds::Fd,
+    names::SocketLabel,
+    streams::{Peer, Stream},
+};
 use crate::event::{Call, Event, Library, Outcome, Queues, Snapshot, Start};
 
 /// Closed sockets that are remembered, a process.
@@ -44,6 +49,8 @@ pub struct Process {
     threads: HashMap<u32, String>,
     /// Fds of sockets.
     fds: fds::Fds,
+    /// Ends of connections.
+    streams: streams::Streams,
     sockets: HashMap<(u64, u32), Socket>,
     /// The latest generation of each address.
     newest: HashMap<u64, u32>,
@@ -56,7 +63,7 @@ pub struct Process {
 }
 
 /// A socket.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Socket {
     /// Index of its libzmq.
     pub library: u8,
@@ -121,15 +128,19 @@ impl World {
                 process.pollers.clear();
                 process.snapshot = None;
                 process.fds.clear();
+                process.streams.clear();
             }
             Event::Loss(loss) => self.lost_calls = loss.ring_full > 0,
             Event::ProcessExit(exit) => {
                 let process = self.process_mut(exit.pid);
                 process.fds.clear();
+                process.streams.clear();
                 // What it held is gone.
                 process.snapshot = None;
             }
-            Event::Stream(_) | Event::Wire(_) | Event::Command(_) | Event::Pipe(_) => {}
+            Event::Stream(stream) => self.process_mut(stream.pid).streams.met(stream),
+            Event::Command(command) => self.process_mut(command.pid).streams.told(command),
+            Event::Wire(_) | Event::Pipe(_) => {}
             Event::ThreadExit(_) | Event::Tick(_) | Event::End(_) => {}
         }
     }

@@ -103,7 +103,7 @@ fn narrowed_traces_of_saved_events() {
     let mut text = String::new();
     for (arguments, narrow, successful) in cases {
         text.push_str(&format!("## {arguments}\n"));
-        text.push_str(&replay(&events, Strace::new(Filter { narrow, successful }, look(false))));
+        text.push_str(&replay(&events, Strace::new(Filter { narrow, successful, net: false }, look(false))));
     }
     assert_is("calls.narrowed.txt", &text);
 }
@@ -127,10 +127,38 @@ fn fds_of_saved_events() {
         ("--contains job", Narrow { contains: vec!["job".into()], ..narrow() }),
     ] {
         text.push_str(&format!("## {arguments}\n"));
-        text.push_str(&shown(Filter { narrow, successful: None }));
+        text.push_str(&shown(Filter { narrow, ..Filter::default() }));
     }
     assert_is("fds.trace.txt", &text);
     assert_is("fds.trace.jsonl", &replay(&events, JsonTrace::new(Filter::default())));
+}
+
+/// What `-e net` shows: a refused connect, a late bind, ipc that is not there yet, connects of other code in the process,
+/// ends from both sides, and a program that speaks ZMTP without libzmq.
+#[test]
+fn system_calls_and_connections_of_saved_events() {
+    let events = events("net.jsonl");
+    let net = || Filter { net: true, ..Filter::default() };
+    let shown = |filter| replay(&events, Strace::new(filter, look(false)));
+    assert_is("net.trace.txt", &shown(net()));
+    assert_is("net.trace.jsonl", &replay(&events, JsonTrace::new(net())));
+    let mut text = String::from("## -y\n");
+    text.push_str(&replay_in(World::showing(true), &events, Strace::new(net(), look(false))));
+    let only = |narrow| Filter { narrow, ..net() };
+    for (arguments, filter) in [
+        ("--socket ROUTER", only(Narrow { sockets: vec!["ROUTER".into()], ..narrow() })),
+        ("--endpoint jobs", only(Narrow { endpoints: vec!["jobs".into()], ..narrow() })),
+        ("--port 5978", only(Narrow { ports: vec![5978], ..narrow() })),
+        ("--contains hello", only(Narrow { contains: vec!["hello".into()], ..narrow() })),
+        ("-z", Filter { successful: Some(true), ..net() }),
+        ("-Z", Filter { successful: Some(false), ..net() }),
+    ] {
+        text.push_str(&format!("## {arguments}\n"));
+        text.push_str(&shown(filter));
+    }
+    assert_is("net.narrowed.txt", &text);
+    let without = replay(&events, Strace::new(Filter::default(), look(false)));
+    assert!(!without.contains("sendto") && !without.contains("handshake"), "{without}");
 }
 
 #[test]
@@ -214,10 +242,18 @@ fn connections_of_saved_events() {
 
 #[test]
 fn events_survive_saving() {
-    for event in
-        ["calls.jsonl", "ends.jsonl", "totals.jsonl", "sockets.jsonl", "fds.jsonl", "latency.jsonl", "wire.jsonl"]
-            .into_iter()
-            .flat_map(events)
+    for event in [
+        "calls.jsonl",
+        "ends.jsonl",
+        "totals.jsonl",
+        "sockets.jsonl",
+        "fds.jsonl",
+        "latency.jsonl",
+        "wire.jsonl",
+        "net.jsonl",
+    ]
+    .into_iter()
+    .flat_map(events)
     {
         let saved = serde_json::to_string(&event).expect("events can be saved");
         assert_eq!(serde_json::from_str::<Event>(&saved).expect("and read again"), event, "{saved}");
