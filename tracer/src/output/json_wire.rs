@@ -44,8 +44,10 @@ struct WireObject<'a> {
     bytes: u64,
     messages_per_s: Option<f64>,
     mbit_per_s: f64,
-    /// Share of the bytes in which frames could be counted.
-    synchronised: Option<f64>,
+    /// Whether frames could be counted in all the bytes.
+    synchronised: Option<bool>,
+    /// In which share of them.
+    synchronised_share: Option<f64>,
     sent: Way,
     received: Way,
     interval_ns: u64,
@@ -157,7 +159,8 @@ fn object<'a>(rows: &Rows, end: &'a Connection, ts_ns: u64, interval: bool) -> W
         bytes: both.bytes,
         messages_per_s: known(&both, both.messages).map(|messages| rows.per_second(messages)),
         mbit_per_s: rows.per_second(both.bytes * 8) / 1e6,
-        synchronised: both.synchronised(),
+        synchronised: both.synchronised().map(|_| both.synchronised_bytes == both.bytes),
+        synchronised_share: both.synchronised(),
         sent: way(rows, &end.sent),
         received: way(rows, &end.received),
         interval_ns: rows.duration_ns,
