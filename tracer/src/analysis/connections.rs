@@ -419,7 +419,8 @@ impl Connections {
             _ => return None,
         };
         known.inode = Some(wire.inode);
-        let is_lost = wire.gap || (wire.ret > 0 && wire.frames.is_none());
+        // tcp counts the end as a byte, too.
+        let is_lost = wire.ret > 0 && (wire.gap || wire.frames.is_none());
         if (has_frames || is_lost) && known.state == State::Handshake {
             // It is done, even where not all of it was seen; or it is not known how far it is.
             known.state = State::Ready;
@@ -822,8 +823,14 @@ mod tests {
         let broken = Cause::Failed { call: SystemCall(44), errno: 32 };
         assert_eq!(ended(&mut watched), What::Disconnected(broken));
         let mut watched = Watched::connected(9);
-        watched.wire(9, 45, 0);
+        let end = Wire { handle: Some(REQ.handle), gap: true, ..wire(9, 45, 0, 99) };
+        watched.see(Event::Wire(end));
         assert_eq!(ended(&mut watched), What::HandshakeFailed(Failure::Ended(Cause::Peer)));
+        // How far it was is not known where bytes were missed.
+        let mut watched = Watched::connected(9);
+        let gap = Wire { handle: Some(REQ.handle), gap: true, ..wire(9, 45, 5, 99) };
+        watched.see(Event::Wire(gap));
+        assert_eq!(ended(&mut watched), What::Disconnected(Cause::Own));
     }
 
     #[test]

@@ -142,6 +142,10 @@ fn subscription(data: &[u8]) -> Option<CommandContent> {
 
 /// What a command says: the length of its name, the name, what belongs to it.
 fn content(data: &[u8]) -> Option<CommandContent> {
+    // libzmq's PLAIN has "\x5ERROR" in its source, of which C makes one byte, 0x5e, and "RROR".
+    if let Some(rest) = data.strip_prefix(b"\x5eRROR") {
+        return Some(error(rest));
+    }
     let (name, rest) = short_text(data)?;
     Some(match name {
         b"READY" => {
@@ -154,8 +158,7 @@ fn content(data: &[u8]) -> Option<CommandContent> {
                 identity: value("Identity").filter(|identity| !identity.is_empty()).map(Bytes::copy_from_slice),
             }
         }
-        // Behind the length of the reason.
-        b"ERROR" => CommandContent::Error { reason: printable(short_text(rest).map_or(rest, |(reason, _)| reason)) },
+        b"ERROR" => error(rest),
         b"SUBSCRIBE" => CommandContent::Subscribe { topic: Bytes::copy_from_slice(rest) },
         b"CANCEL" => CommandContent::Cancel { topic: Bytes::copy_from_slice(rest) },
         b"PING" => {
@@ -165,6 +168,11 @@ fn content(data: &[u8]) -> Option<CommandContent> {
         b"PONG" => CommandContent::Pong,
         name => CommandContent::Other { name: printable(name) },
     })
+}
+
+/// What follows the name of an ERROR: a reason behind its length.
+fn error(rest: &[u8]) -> CommandContent {
+    CommandContent::Error { reason: printable(short_text(rest).map_or(rest, |(reason, _)| reason)) }
 }
 
 /// A text behind its length in one byte, as far as it is there, and what follows.
@@ -227,6 +235,7 @@ mod tests {
         assert_eq!(content(b"\x04PING\x00\x0actx"), Some(CommandContent::Ping { ttl: 10 }));
         assert_eq!(content(b"\x04PONG"), Some(CommandContent::Pong));
         assert_eq!(content(b"\x05ERROR\x03bad"), Some(CommandContent::Error { reason: "bad".into() }));
+        assert_eq!(content(b"\x5eRROR\x03400"), Some(CommandContent::Error { reason: "400".into() }));
         assert_eq!(content(b"\x05HELLO\x01\x00"), Some(CommandContent::Other { name: "HELLO".into() }));
     }
 
