@@ -633,6 +633,10 @@ fn find_stream(scratch: &mut Scratch) -> bool {
 extern "C" fn wire_queue() -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     let key = scratch.key;
+    // A connection that has nothing more to move may have lost its pipe, and what is there be another one's.
+    if scratch.len == 0 {
+        return 0;
+    }
     let Some(engine) = ENGINES.get_ptr(&FdKey { tgid: key.tgid, fd: key.fd }) else { return 0 };
     // SAFETY: a live map value.
     let engine = unsafe { &*engine };
@@ -721,8 +725,13 @@ fn follow_sequence(
     if offset == 0 {
         return;
     }
-    let sequence: u32 = read_kernel(sock.address + u64::from(offset));
-    let missed = sequence.wrapping_sub(len as u32).wrapping_sub(stream.sequence);
+    let mut sequence: u32 = read_kernel(sock.address + u64::from(offset));
+    let mut missed = sequence.wrapping_sub(len as u32).wrapping_sub(stream.sequence);
+    if missed == 1 && stream.has_sequence != 0 && matches!(direction, Direction::Receive) {
+        // The peer's FIN has a number, too, and is no byte.
+        sequence = sequence.wrapping_sub(1);
+        missed = 0;
+    }
     if stream.has_sequence != 0 && missed != 0 {
         record.flags |= WIRE_GAP;
         stream.walk.lose();
