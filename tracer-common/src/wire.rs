@@ -69,6 +69,10 @@ pub struct Stream {
     pub was_complete: u8,
     /// Explicit padding.
     pub padding: [u8; 2],
+    /// Frames that were kept back while the walk was provisional, without commands.
+    pub held_frames: u32,
+    /// Messages that were kept back.
+    pub held_messages: u32,
     /// The command under way, as far as it has come. Twice the room, so that the verifier sees that any piece fits.
     pub command: [u8; 2 * MAX_COMMAND_BYTES],
 }
@@ -90,6 +94,8 @@ impl Stream {
             is_provisional: 0,
             was_complete: 0,
             padding: [0; 2],
+            held_frames: 0,
+            held_messages: 0,
             command: [0; 2 * MAX_COMMAND_BYTES],
         }
     }
@@ -379,7 +385,7 @@ mod tests {
     fn records_have_no_hidden_padding() {
         assert_eq!(size_of::<StreamKey>(), 12);
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
-        assert_eq!(size_of::<Stream>(), 96 + 2 * MAX_COMMAND_BYTES);
+        assert_eq!(size_of::<Stream>(), 104 + 2 * MAX_COMMAND_BYTES);
         assert_eq!(size_of::<EngineLayout>(), 16);
         assert_eq!(size_of::<Engine>(), 32);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);

@@ -360,6 +360,8 @@ unsafe fn reset(stream: *mut Stream, sock: &Sock, inode: u64) {
         (*stream).command_len = 0;
         (*stream).is_provisional = 0;
         (*stream).was_complete = 0;
+        (*stream).held_frames = 0;
+        (*stream).held_messages = 0;
     }
 }
 
@@ -674,6 +676,8 @@ extern "C" fn wire_walk() -> u64 {
         if scratch.is_lost != 0 {
             stream.walk.lose();
             stream.is_provisional = 0;
+            stream.held_frames = 0;
+            stream.held_messages = 0;
             // What may have been counted on the way was none.
             scratch.record.flags |= WIRE_GAP;
         }
@@ -696,8 +700,18 @@ fn finish(scratch: &mut Scratch, stream: &mut Stream) {
     if stream.is_provisional != 0 && walk.is_at_boundary() {
         stream.is_provisional = 0;
     }
+    // Where messages ended in what was kept back is not said: that matters only of what was sent.
+    let is_received = record.direction == Direction::Receive as u8;
+    if stream.is_provisional != 0 && is_received {
+        stream.held_frames += record.frames;
+        stream.held_messages += record.messages;
+    }
     if walk.is_synchronised() && stream.is_provisional == 0 {
         record.flags |= WIRE_SYNCHRONISED;
+        record.frames += stream.held_frames;
+        record.messages += stream.held_messages;
+        stream.held_frames = 0;
+        stream.held_messages = 0;
         record.inside = if walk.is_in_rest() {
             3
         } else if walk.is_in_last_part() {
@@ -818,6 +832,8 @@ fn join_receive(engine: &Engine, stream: &mut Stream) {
     if let Some(rest) = rest() {
         if stream.is_provisional == 0 || stream.walk.skip != rest {
             stream.walk.join(rest);
+            stream.held_frames = 0;
+            stream.held_messages = 0;
         }
         stream.is_provisional = 0;
     }

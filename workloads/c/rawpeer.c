@@ -13,7 +13,7 @@ enum { MORE = 1, LONG = 2, COMMAND = 4 };
 static long count = 1000, parts = 1, chunk = 0, read_size = 65536, every = 0;
 static struct sizes sizes;
 static const char *type = "PUSH", *version = "3.1", *topic = NULL, *fails_with = NULL;
-static bool pings, dies, early;
+static bool pings, dies, late;
 static int connection;
 
 static uint64_t written, writes, bytes_read, reads, pongs;
@@ -325,22 +325,25 @@ int main(int argc, char **argv)
                                                {"subscribe", TEXT, &topic},
                                                {"error", TEXT, &fails_with},
                                                {"die-in-message", FLAG, &dies},
-                                               {"early", FLAG, &early},
+                                               {"late", FLAG, &late},
                                                {0}});
     sizes = parse_sizes(size);
     pings = every > 0;
     bool receives = strcmp(type, "SUB") == 0 || strcmp(type, "PULL") == 0;
     if (!endpoint || (*version != '1' && *version != '2' && *version != '3'))
         die("give an --endpoint to connect to; --zmtp is 1.0, 2.0, 3.0 or 3.1");
-    open_connection(endpoint);
     // Where the handshake is to be seen it waits.
-    if (!early)
+    if (!late) {
+        open_connection(endpoint);
         shake_hands();
+    }
     ready("\"type\":\"%s\",\"zmtp\":\"%s\"", type, version);
 
     await_line("go");
-    if (early)
+    if (late) {
+        open_connection(endpoint);
         shake_hands();
+    }
     long received = 0;
     uint64_t payload = 0;
     if (topic)

@@ -291,7 +291,10 @@ impl Connections {
         let cause = known.cause.unwrap_or(Cause::Own);
         let what = match known.state {
             State::Ended => return None,
-            State::Handshake => What::HandshakeFailed(Failure::Ended(cause)),
+            State::Handshake => {
+                let failure = mismatch(world, key, &known).unwrap_or(Failure::Ended(cause));
+                What::HandshakeFailed(failure)
+            }
             _ => What::Disconnected(cause),
         };
         Some(at_fd(world, ts_ns, key, known.inode, what))
@@ -550,6 +553,17 @@ fn retry(world: &World, pid: u32, owner: Option<(u64, u32)>) -> Retry {
     // It doubles up to this, where it is set.
     let most = state.and_then(|state| u32::try_from(state.options.reconnect_ivl_max?).ok()).unwrap_or(0);
     Retry::After(interval..=interval.saturating_add(interval.max(most)))
+}
+
+/// Whether a handshake ended because of the types, of which libzmq says nothing over the wire: it reads the peer's before
+/// it has sent its own.
+fn mismatch(world: &World, (pid, fd): (u32, i32), known: &Known) -> Option<Failure> {
+    let peer = world.stream(pid, known.inode?)?.peer.socket_type.clone()?;
+    let own = known.own_type.clone().or_else(|| {
+        let fd = world.fd(pid, fd)?;
+        constants::socket_type(world.socket(pid, fd.handle, fd.generation)?.socket_type?).map(String::from)
+    })?;
+    (!go_together(&own, &peer)).then_some(Failure::Types { own, peer })
 }
 
 /// Whether libzmq lets sockets of two types talk to each other: each checks what the other's READY says.

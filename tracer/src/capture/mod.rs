@@ -48,6 +48,7 @@ use tracer_common::{
 
 use self::{
     attach::Probes,
+    blocked::Sleepers,
     event_polls::EventPolls,
     fds::Follower,
     in_flight::Sampler,
@@ -381,6 +382,10 @@ impl Capture {
             follower.seed(process, snapshot.as_ref().ok());
         }
         let Ok(mut snapshot) = snapshot else { return };
+        if self.options.pipes {
+            // Which sockets a proxy has: it began before us, so no call tells.
+            snapshot.blocked = Sleepers::default().find(process, &snapshot.contexts, false).unwrap_or_default();
+        }
         let pipes = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot)).unwrap_or_default();
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);

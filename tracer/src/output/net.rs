@@ -56,16 +56,13 @@ pub fn result(wire: &Wire) -> (String, Option<String>) {
     ("-1".into(), Some(format!("{} ({})", errno_name(errno), errno_text(errno))))
 }
 
-/// What the bytes were: `2 frames`, `3 frames 2 messages`, `1 command`, `part of a frame`.
+/// What the bytes were: `2 frames`, `1 command`, `part of a frame`.
 fn moved(wire: &Wire) -> String {
     let Some(frames) = &wire.frames else { return "? frames".into() };
     let mut parts = Vec::new();
-    let Frames { frames: ended, messages, commands, .. } = *frames;
+    let Frames { frames: ended, commands, .. } = *frames;
     if ended > 0 {
         parts.push(counted(ended, "frame"));
-        if messages != ended {
-            parts.push(counted(messages, "message"));
-        }
     }
     if commands > 0 {
         parts.push(counted(commands, "command"));

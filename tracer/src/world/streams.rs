@@ -37,9 +37,12 @@ pub struct Peer {
 }
 
 impl Stream {
-    /// `tcp://local->tcp://remote`; `None`: not both are known.
+    /// `tcp://local->tcp://remote`; of unix sockets, of which one end has a name, that: `ipc:///path`.
     pub fn connection(&self) -> Option<String> {
-        Some(format!("{}->{}", self.local.as_ref()?, self.remote.as_ref()?))
+        match (&self.local, &self.remote) {
+            (Some(local), Some(remote)) => Some(format!("{local}->{remote}")),
+            (one, other) => one.as_ref().or(other.as_ref()).cloned(),
+        }
     }
 }
 

@@ -47,7 +47,9 @@ fn count(workload: &mut Workload, arguments: &[&str]) -> (Value, Finished) {
     let finished = tracer.interrupt().ok();
     for wire in finished.of_type("wire") {
         assert_eq!(wire["synchronised"], true, "its frames lie open from the start: {wire}");
-        assert!(wire["local"].is_string() && wire["remote"].is_string() && number(&wire, "fd") > 2, "{wire}");
+        // Of a unix socket one end has a name.
+        assert!(wire["local"].is_string() || wire["remote"].is_string(), "{wire}");
+        assert!(number(&wire, "fd") > 2, "{wire}");
     }
     (done, finished)
 }
@@ -154,7 +156,7 @@ fn peers_of_every_version_cut_into_pieces() {
             }
             let mut receiver = Workload::c("stages", &["--role", "receiver", "--count", "500"]);
             let endpoint = receiver.ready["endpoint"].as_str().expect("an endpoint").to_owned();
-            let arguments = ["--endpoint", &endpoint, "--count", "500", "--size", "8,300", "--early"];
+            let arguments = ["--endpoint", &endpoint, "--count", "500", "--size", "8,300", "--late"];
             let more = ["--zmtp", version, "--chunk", chunk, "--ping-every", pings.unwrap_or("0")];
             let mut peer = Workload::c("rawpeer", &[&arguments[..], &more].concat());
             let tracer = Tracer::attach("stat", &receiver, &["--json", "--wire-only"]);
@@ -184,7 +186,7 @@ fn subscribers_of_every_version() {
         let mut publisher = Workload::c("stages", &arguments);
         let endpoint = publisher.ready["endpoint"].as_str().expect("an endpoint").to_owned();
         let arguments = ["--endpoint", &endpoint, "--type", "SUB", "--count", "200", "--subscribe", "b"];
-        let more = ["--zmtp", version, "--read", "3", "--chunk", "1", "--early"];
+        let more = ["--zmtp", version, "--read", "3", "--chunk", "1", "--late"];
         let mut peer = Workload::c("rawpeer", &[&arguments[..], &more].concat());
         let tracer = Tracer::attach("stat", &publisher, &["--json", "--wire-only"]);
         publisher.say("go");
@@ -194,28 +196,6 @@ fn subscribers_of_every_version() {
         assert_eq!(number(&received, "received"), 200);
         assert_eq!(total(&counted, publisher.pid()).messages, 200, "{version}: {:?}", counted.of_type("wire"));
         peer.close();
-    }
-}
-
-/// In mid-stream the frames of a direction may not be known; what is not known is not counted, and said.
-#[test]
-fn attached_in_mid_stream() {
-    let mut workload = Workload::c("stages", &["--count", "400000", "--until-told", "--rate", "20000"]);
-    workload.say("go");
-    let tracer = Tracer::attach("stat", &workload, &["--json", "--wire-only", "--duration", "1"]);
-    let counted = tracer.finish().ok();
-    workload.say("stop");
-    let done = workload.answer("done");
-    let wires = counted.of_type("wire");
-    assert!(!wires.is_empty());
-    let sent = number(&done["sockets"][0], "sent");
-    for wire in wires {
-        assert!(wire["synchronised"].is_boolean(), "{wire}");
-        assert!(number(&wire, "messages") <= sent && number(&wire, "bytes") <= sent * frame_bytes(64), "{wire}");
-        if wire["synchronised"] == true {
-            let per_message = number(&wire, "bytes") / number(&wire, "messages").max(1);
-            assert!((60..=72).contains(&per_message), "{wire}");
-        }
     }
 }
 

@@ -342,7 +342,12 @@ impl Streams {
             left: end - start,
         };
         // Inside a frame of which encryption hides whether it is the last one, it is not known whether its message counts.
-        let is_clear = !is_encrypted || frames.is_some_and(|frames| frames.inside == Inside::Nothing);
+        // Nor is it inside the frame in which the walk began.
+        let is_clear = frames.is_some_and(|frames| match frames.inside {
+            Inside::Nothing => true,
+            Inside::Part | Inside::LastPart => !is_encrypted,
+            Inside::Unknown => false,
+        });
         let is_complete = wire.ret as u64 == wire.wanted && is_clear;
         // Receives of what has its numbers now.
         let mut numbered_from = start;
