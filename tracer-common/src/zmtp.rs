@@ -36,6 +36,9 @@ pub const REVISION_UNKNOWN: u8 = 0xff;
 /// [`Walk::revision`]: the sender has none: ZMTP 1.0.
 pub const REVISION_NONE: u8 = 0xfe;
 
+/// [`Walk::as_server`]: the greeting is one of ZMTP 2.0 or before, which has no mechanism but a socket type.
+pub const SHORT_GREETING: u8 = 2;
+
 /// What a walk is in, one byte.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +99,9 @@ pub struct Walk {
     flags: u8,
     /// ZMTP revision that the greeting names: 0 is 1.0, 1 and 2 are 2.0, 3 is 3.x. See [`REVISION_UNKNOWN`].
     revision: u8,
-    /// Minor number of a 3.x greeting.
+    /// Minor number of a 3.x greeting; of a [short](SHORT_GREETING) one the number of its sender's socket type.
     pub minor: u8,
-    /// 1: the greeting's sender is the server of the mechanism.
+    /// 1: the greeting's sender is the server of the mechanism; or [`SHORT_GREETING`].
     pub as_server: u8,
     /// 1: the next frame names an identity.
     identity_due: u8,
@@ -380,6 +383,8 @@ impl Walk {
             // Who sends 3.x sends this byte as the other's revision demands: it is not asked for later.
             if self.revision < 3 || other < 3 {
                 // The socket type was this byte.
+                self.minor = byte;
+                self.as_server = SHORT_GREETING;
                 self.identity_due = 1;
                 return Ended::Greeting;
             }

@@ -24,7 +24,7 @@ use tracer_common::{
         CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, Run, Stream, StreamKey, StreamRecord, WIRE_CONTINUES,
         WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
     },
-    zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, Walk},
+    zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, SHORT_GREETING, Walk},
 };
 
 use crate::{
@@ -97,6 +97,10 @@ const SO_ERROR: u64 = 4;
 const SOCK_STREAM: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 const EINPROGRESS: i64 = 115;
+
+// Types of sockets, `zmq.h`.
+const ZMQ_SUB: u8 = 2;
+const ZMQ_XSUB: u8 = 10;
 
 /// `struct iovec`.
 #[repr(C)]
@@ -1112,7 +1116,10 @@ extern "C" fn wire_tell(what: u64) -> u64 {
     let Some(stream) = stream(&scratch.key) else { return 0 };
     let len = stream.command_len;
     stream.command_len = 0;
-    if is_subscriber(&stream.command, len) {
+    let is_greeted_by_subscriber = what == Ended::Greeting as u64
+        && scratch.walk.as_server == SHORT_GREETING
+        && matches!(scratch.walk.minor, ZMQ_SUB | ZMQ_XSUB);
+    if is_greeted_by_subscriber || is_subscriber(&stream.command, len) {
         stream.subscribes = 1;
         scratch.subscribes = 1;
     }

@@ -454,6 +454,11 @@ impl Connections {
         if known.state != State::Handshake {
             return None;
         }
+        if let CommandContent::Greeting { socket_type: Some(own), .. } = &command.content
+            && command.direction == Direction::Send
+        {
+            known.own_type = Some(own.clone());
+        }
         let is_of_handshake = match &command.content {
             CommandContent::Greeting { .. }
             | CommandContent::Ready { .. }
@@ -739,7 +744,12 @@ mod tests {
     }
 
     fn greeting(mechanism: &str) -> CommandContent {
-        CommandContent::Greeting { version: (3, 1), mechanism: Some(mechanism.into()), as_server: false }
+        CommandContent::Greeting {
+            version: (3, 1),
+            mechanism: Some(mechanism.into()),
+            as_server: false,
+            socket_type: None,
+        }
     }
 
     fn ready(socket_type: &str) -> CommandContent {

@@ -243,8 +243,11 @@ impl Wires {
         // What was sent is about this end.
         let side = usize::from(command.direction == Direction::Receive);
         match &command.content {
-            CommandContent::Greeting { version, mechanism, .. } => {
+            CommandContent::Greeting { version, mechanism, socket_type, .. } => {
                 end.versions[side] = Some(*version);
+                if socket_type.is_some() {
+                    end.types[side].clone_from(socket_type);
+                }
                 if mechanism.is_some() {
                     end.mechanism.clone_from(mechanism);
                 }

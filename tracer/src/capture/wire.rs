@@ -8,11 +8,12 @@ use tracer_common::{
         COUNT_UNSURE, CommandRecord, Direction as RawDirection, PipeCount as RawPipeCount, PipeRecord, Run,
         StreamRecord, WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
     },
-    zmtp::{Ended, REVISION_NONE},
+    zmtp::{Ended, REVISION_NONE, SHORT_GREETING},
 };
 
 use super::{fds::endpoints, record::read};
 use crate::{
+    constants,
     event::{Command, CommandContent, Direction, Frames, Inside, Pipe, PipeCount, Stream, SystemCall, Wire},
     target::printable,
 };
@@ -124,9 +125,14 @@ fn greeting(command: &CommandRecord) -> CommandContent {
         2 => (3, 0),
         major => (major, command.minor),
     };
+    if command.as_server == SHORT_GREETING {
+        let socket_type = constants::socket_type(command.minor.into()).map(String::from);
+        let version = (version.0, 0);
+        return CommandContent::Greeting { version, mechanism: None, as_server: false, socket_type };
+    }
     let name = command.mechanism.split(|byte| *byte == 0).next().unwrap_or_default();
     let mechanism = (version.0 >= 3).then(|| printable(name));
-    CommandContent::Greeting { version, mechanism, as_server: command.as_server == 1 }
+    CommandContent::Greeting { version, mechanism, as_server: command.as_server == 1, socket_type: None }
 }
 
 /// What a message of a subscriber says, before ZMTP 3.1: its first byte is 1 or 0. Others are the program's own.

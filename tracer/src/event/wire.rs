@@ -186,6 +186,9 @@ pub enum CommandContent {
         mechanism: Option<String>,
         /// Whether its sender is the server of the mechanism.
         as_server: bool,
+        /// Its sender's socket type, where ZMTP 2.0 or before is spoken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        socket_type: Option<String>,
     },
     /// READY: the handshake is done in this direction.
     Ready {

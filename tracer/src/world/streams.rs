@@ -41,7 +41,7 @@ impl Stream {
     pub fn connection(&self) -> Option<String> {
         match (&self.local, &self.remote) {
             (Some(local), Some(remote)) => Some(format!("{local}->{remote}")),
-            (one, other) => one.as_ref().or(other.as_ref()).cloned(),
+            (one, other) => one.as_ref().or(other.as_ref()).filter(|name| name.starts_with("ipc://")).cloned(),
         }
     }
 }
@@ -77,9 +77,10 @@ impl Streams {
         }
         let Some(peer) = self.by_inode.get_mut(&command.inode).map(|stream| &mut stream.peer) else { return };
         match &command.content {
-            CommandContent::Greeting { version, mechanism, .. } => {
+            CommandContent::Greeting { version, mechanism, socket_type, .. } => {
                 peer.version = Some(*version);
                 peer.mechanism.clone_from(mechanism);
+                peer.socket_type.clone_from(socket_type);
             }
             CommandContent::Ready { socket_type, identity } => {
                 peer.socket_type.clone_from(socket_type);

@@ -511,6 +511,7 @@ impl Latency {
             (Class::Endpoint, _, Some(socket)) => {
                 // It may be admitted by its new endpoint.
                 self.names.remove(&socket);
+                self.know(world, socket);
             }
             (_, "zmq_close", Some(socket)) => {
                 self.calls.socket_closed(socket);

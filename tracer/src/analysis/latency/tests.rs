@@ -253,8 +253,12 @@ impl Sim {
     fn encrypt(&mut self, link: usize) {
         let (ts_ns, it) = (self.now, &self.links[link]);
         for (pid, inode) in [(it.tx_pid, it.inodes[0]), (it.rx_pid, it.inodes[1])] {
-            let content =
-                CommandContent::Greeting { version: (3, 1), mechanism: Some("CURVE".into()), as_server: false };
+            let content = CommandContent::Greeting {
+                version: (3, 1),
+                mechanism: Some("CURVE".into()),
+                as_server: false,
+                socket_type: None,
+            };
             let direction = Direction::Send;
             self.events.push(Event::Command(Command { ts_ns, pid, tid: 1, fd: 1, inode, direction, content }));
         }
