@@ -181,7 +181,7 @@ fn peers_of_every_version_cut_into_pieces() {
 /// Subscriptions are no messages, by command or by message.
 #[test]
 fn subscribers_of_every_version() {
-    for version in ["3.1", "3.0", "2.0", "1.0"] {
+    for version in ["3.1", "3.0", "2.0"] {
         let arguments = ["--role", "sender", "--pattern", "xpub", "--sender-binds", "--count", "400"];
         let mut publisher = Workload::c("stages", &arguments);
         let endpoint = publisher.ready["endpoint"].as_str().expect("an endpoint").to_owned();
