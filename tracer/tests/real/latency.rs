@@ -444,6 +444,7 @@ fn pyzmq_with_threads_and_with_asyncio() {
     ] {
         let Some(mut program) = Program::python(arguments) else { return };
         let (report, truth) = run(&mut [&mut program], &[]);
+        let truth = truth.by_python();
         let both = truth.assert_sound(&report.messages);
         assert!(nearly_all(both, truth.received()), "{both} of {}: {:?}", truth.received(), report.coverage);
     }
