@@ -71,11 +71,16 @@ pub const MAX_COMMAND_BYTES: usize = 256;
 /// Stretches of messages of the same length that one record can tell of; a system call with more makes several.
 pub const MAX_RUNS: usize = 1024;
 
-/// Pipes of one socket of which it is told which ones a call has used; of what goes through further ones it is not.
-pub const MAX_PIPES: usize = 16;
+/// Pipes of one socket that are looked at after a call, those that it got last; what goes through others is only told as
+/// long as messages take turns between them.
+pub const MAX_SOCKET_PIPES: u32 = 128;
 
-/// Sockets whose pipes' counts are remembered, in each direction.
-pub const MAX_PIPED_SOCKETS: u32 = 16_384;
+/// Pipes that are known, over all targets, and sockets that have some. One more is counted as
+/// [`Loss::PipeTableFull`](crate::record::Loss::PipeTableFull).
+pub const MAX_PIPES: u32 = 65_536;
+
+/// Connections that moved their first messages before they had a pipe, until it is met; the oldest are forgotten.
+pub const MAX_FIRST_MESSAGES: u32 = 4096;
 
 /// `sizeof (zmq_pollitem_t)`.
 pub const POLL_ITEM_BYTES: usize = 16;

@@ -215,14 +215,12 @@ pub struct SocketConfig {
     pub rcvmore: u32,
     /// Offset of libzmq's own number of the socket; 0: not known.
     pub socket_id: u32,
+    /// Offset of its type, a byte.
+    pub socket_type: u32,
     /// Offset of its vector of pipes; 0: not known.
     pub pipes: u32,
-    /// Offset in a pipe of the messages that its owner has read.
-    pub pipe_read: u32,
-    /// Offset in a pipe of the messages that its owner has written.
-    pub pipe_written: u32,
-    /// Offset in a pipe of the pointer to its other end.
-    pub pipe_peer: u32,
+    /// Offset in a pipe of its [`PipeEnd`](crate::wire::PipeEnd).
+    pub pipe_counts: u32,
 }
 
 /// Marks a live socket in libzmq's memory (`socket_base_t::check_tag`, 4.1 to 4.3.5).
@@ -353,10 +351,12 @@ pub enum Loss {
     WireRingFull = 9,
     /// More directions of connections than [`MAX_STREAMS`](crate::limits::MAX_STREAMS).
     StreamTableFull = 10,
+    /// More pipes, or sockets with pipes, than [`MAX_PIPES`](crate::limits::MAX_PIPES).
+    PipeTableFull = 11,
 }
 
 /// Number of [`Loss`] reasons.
-pub const LOSS_REASONS: u32 = 11;
+pub const LOSS_REASONS: u32 = 12;
 
 /// Key of the map that counts the sockets closed at an address.
 #[repr(C)]

@@ -1,9 +1,6 @@
 //! System calls on connections, and the messages that they move: what the kernel side keeps and says.
 
-use crate::{
-    limits::{MAX_COMMAND_BYTES, MAX_PIPES},
-    zmtp::Walk,
-};
+use crate::{limits::MAX_COMMAND_BYTES, zmtp::Walk};
 
 /// Which way bytes go, one byte, seen from the process that makes the system call.
 #[repr(u8)]
@@ -67,8 +64,10 @@ pub struct Stream {
     pub is_provisional: u8,
     /// 1: the last system call moved all that it was asked to, and not as much as libzmq's batches hold.
     pub was_complete: u8,
+    /// 1: its pipe was seen.
+    pub has_pipe: u8,
     /// Explicit padding.
-    pub padding: [u8; 2],
+    pub padding: u8,
     /// Frames that were kept back while the walk was provisional, without commands.
     pub held_frames: u32,
     /// Messages that were kept back.
@@ -93,7 +92,8 @@ impl Stream {
             command_len: 0,
             is_provisional: 0,
             was_complete: 0,
-            padding: [0; 2],
+            has_pipe: 0,
+            padding: 0,
             held_frames: 0,
             held_messages: 0,
             command: [0; 2 * MAX_COMMAND_BYTES],
@@ -131,16 +131,16 @@ pub struct EngineLayout {
     pub encoder: u16,
     /// In the session: the pointer to its pipe.
     pub pipe: u16,
-    /// In a pipe: the messages that its owner has read.
-    pub read: u16,
-    /// In a pipe: the messages that its owner has written.
-    pub written: u16,
-    /// In a pipe: the pointer to the other end.
-    pub peer: u16,
+    /// In a pipe: its [`PipeEnd`].
+    pub counts: u16,
     /// In a message: its type; 0: not known.
     pub message_type: u16,
     /// In a message: its content.
     pub message_content: u16,
+    /// In the session: what the [`PipeEnd::sink`] of its pipe points to.
+    pub sink: u16,
+    /// Explicit padding.
+    pub padding: u16,
 }
 
 /// How far before an engine's pointer to its encoder the one to its decoder lies.
@@ -192,7 +192,7 @@ pub struct WireRecord {
     pub inode: u64,
     /// The ZeroMQ socket's address; 0: not known.
     pub handle: u64,
-    /// Address of the socket's end of the pipe between it and the connection; 0: not known.
+    /// [`pipe_id`] of the one between the socket and the connection; 0: not known.
     pub pipe: u64,
     /// Sent: messages that the connection had taken out of the pipe by then. Received: messages that it had put into
     /// it before this system call.
@@ -286,10 +286,26 @@ pub struct CommandRecord {
     pub data: [u8; MAX_COMMAND_BYTES],
 }
 
-/// Key of the map that remembers what the pipes of a socket had counted.
+/// What a pipe keeps side by side, as in libzmq 4.1 to 4.3.5: its owner's counts, and the other end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PipeEnd {
+    /// Messages that its owner has read.
+    pub read: u64,
+    /// Messages that its owner has written.
+    pub written: u64,
+    /// Messages that the other end's owner has said to have read.
+    pub peers_read: u64,
+    /// Address of the other end.
+    pub peer: u64,
+    /// Who is told of what happens to it: of a connection's end its session.
+    pub sink: u64,
+}
+
+/// Key of the map of sockets whose pipes are looked at.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct PipesKey {
+pub struct PipedKey {
     /// The socket's address.
     pub handle: u64,
     /// Process.
@@ -298,26 +314,71 @@ pub struct PipesKey {
     pub padding: u32,
 }
 
-/// What they had counted.
+/// A socket whose pipes are looked at.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct PipesSeen {
-    /// Their addresses, in the socket's own order.
-    pub pipes: [u64; MAX_PIPES],
-    /// By [`Direction`]: messages that the socket had written to, and read from, each.
-    pub counts: [[u64; MAX_PIPES]; 2],
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Piped {
+    /// Offset of its vector of pipes.
+    pub pipes: u32,
+    /// Offset of a [`PipeEnd`] in a pipe.
+    pub counts: u32,
+    /// Its type, as `ZMQ_TYPE` says it.
+    pub socket_type: u32,
+    /// Explicit padding.
+    pub padding: u32,
+    /// By [`Direction`]: address of the pipe that the last message went through; 0: not known.
+    pub last: [u64; 2],
 }
 
-impl PipesSeen {
-    /// None.
-    pub const NONE: Self = Self { pipes: [0; MAX_PIPES], counts: [[0; MAX_PIPES]; 2] };
+/// Key of the map of pipes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PipeKey {
+    /// Address of the socket's end.
+    pub pipe: u64,
+    /// Process.
+    pub tgid: u32,
+    /// Explicit padding.
+    pub padding: u32,
+}
+
+/// What is known of the pipe at an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PipeSeen {
+    /// Which of the pipes that were there.
+    pub life: u32,
+    /// Explicit padding.
+    pub padding: u32,
+    /// [`pipe_id`] of its socket, by its generation; 0: not seen yet.
+    pub socket: u64,
+    /// Address of the other end; 0: nothing is known.
+    pub peer: u64,
+    /// By [`Direction`]: messages that the socket had written to it, and read from it.
+    pub counts: [u64; 2],
+    /// By [`Direction`]: messages that the connection had taken out of it, and put into it.
+    pub wire: [u64; 2],
+    /// Address of the connection's session; 0: not seen yet, or there is none.
+    pub session: u64,
+    /// Inode of the connection; 0: likewise.
+    pub inode: u64,
+    /// By [`Direction`]: address of the pipe of the socket that was used after it the last time; 0: not known.
+    pub next: [u64; 2],
+}
+
+/// Bits of an address in user space. Those above number what was at one address, one after the other.
+pub const ADDRESS_BITS: u32 = 48;
+
+/// Names a pipe, or a socket, for good, where its address can be another one's later.
+pub const fn pipe_id(address: u64, life: u32) -> u64 {
+    address & ((1 << ADDRESS_BITS) - 1) | (life as u64) << ADDRESS_BITS
 }
 
 /// A pipe whose count a call has changed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PipeCount {
-    /// Address of the socket's end.
+    /// Its [`pipe_id`].
     pub pipe: u64,
     /// Messages that the socket has written to, or read from, it by now; see [`COUNT_UNSURE`].
     pub count: u64,
@@ -340,17 +401,19 @@ pub struct PipeRecord {
     pub ts_ns: u64,
     /// The socket's address.
     pub handle: u64,
-    /// Address of the socket's end.
+    /// Its [`pipe_id`].
     pub pipe: u64,
     /// Address of the other end: a connection's or, of inproc, another socket's.
     pub peer: u64,
+    /// Inode of the connection, where it moved its first messages before it had this pipe; else 0.
+    pub inode: u64,
 }
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        CommandRecord, Engine, PipeCount, PipeRecord, PipesKey, PipesSeen, Run, Stream, StreamKey, StreamRecord,
-        WireRecord,
+        CommandRecord, Engine, PipeCount, PipeKey, PipeRecord, PipeSeen, Piped, PipedKey, Run, Stream, StreamKey,
+        StreamRecord, WireRecord,
     };
 
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -360,9 +423,13 @@ mod user {
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for PipeRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
-    unsafe impl aya::Pod for PipesKey {}
+    unsafe impl aya::Pod for PipedKey {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
-    unsafe impl aya::Pod for PipesSeen {}
+    unsafe impl aya::Pod for Piped {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for PipeKey {}
+    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
+    unsafe impl aya::Pod for PipeSeen {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for StreamRecord {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -391,7 +458,10 @@ mod tests {
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);
         assert_eq!(size_of::<CommandRecord>(), 48 + MAX_COMMAND_BYTES);
-        assert_eq!(size_of::<PipesKey>(), 16);
-        assert_eq!(size_of::<PipeRecord>(), 40);
+        assert_eq!(size_of::<PipedKey>(), 16);
+        assert_eq!(size_of::<Piped>(), 32);
+        assert_eq!(size_of::<PipeKey>(), 16);
+        assert_eq!(size_of::<PipeSeen>(), 88);
+        assert_eq!(size_of::<PipeRecord>(), 48);
     }
 }

@@ -22,7 +22,6 @@ use tracer_common::{
         CALL_HEADER_BYTES, CallRecord, FLAG_DATA_FAULT, FLAG_ERRNO_KNOWN, FLAG_MORE, FLAG_MORE_KNOWN, FLAG_SIZE_KNOWN,
         Frame, LibraryConfig, Loss, RecordKind, SOCKET_TAG, SocketAddress, SocketConfig, TRAMPOLINE_BYTES, ThreadSlot,
     },
-    wire::Direction,
 };
 
 use crate::{
@@ -517,23 +516,17 @@ fn copy_iov(call: &mut CallRecord, iovecs: u64, count: u64) {
     set_size(call, size);
 }
 
-/// Says through which pipes the message went that the call has completed.
+/// Says through which pipes the message went that the call has completed. Those of a socket whose endpoints have changed
+/// are looked at, so that new ones are known before they are used.
 #[inline(always)]
 fn note_pipes(call: &mut CallRecord, cookie: Cookie) {
-    let direction = match cookie.class_bit() {
-        bit if bit == Class::Send.bit() => Direction::Send,
-        bit if bit == Class::Recv.bit() => Direction::Receive,
-        _ => return,
-    };
-    if call.flags & FLAG_MORE != 0 {
+    const CLASSES: u32 = Class::Send.bit() as u32 | Class::Recv.bit() as u32 | Class::Endpoint.bit() as u32;
+    if CLASSES & u32::from(cookie.class_bit()) == 0 || call.flags & FLAG_MORE != 0 {
         return;
     }
-    let socket = handle(&call.args, cookie);
-    if let Some(layout) = socket_layout(call.tgid, cookie, socket)
-        && layout.pipes != 0
-    {
-        pipes::note(call, layout, socket, direction);
-    }
+    let (tgid, socket) = (call.tgid, handle(&call.args, cookie));
+    let pid_tgid = u64::from(tgid) << 32 | u64::from(call.tid);
+    pipes::note(call, cookie, socket, pid_tgid, || socket_layout(tgid, cookie, socket));
 }
 
 /// No value of `errno`.

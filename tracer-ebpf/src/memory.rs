@@ -142,22 +142,22 @@ unsafe fn fill_header<const N: usize>(record: *mut DataRecord<N>, call: &CallRec
     }
 }
 
-/// Sends `len` bytes of a whole `data` of ours ahead of the call, as its data.
+/// Sends `data_len` bytes of ours, of which there are at most `N`, ahead of the call, as its data.
 #[inline(always)]
-pub fn send_apart<T, const N: usize>(call: &mut CallRecord, data: &[T; N], len: usize) {
-    const BYTES: usize = 256;
-    const { assert!(size_of::<[T; N]>() == BYTES) };
+pub fn copy_own<const N: usize>(call: &mut CallRecord, data: *const u8) {
+    let len = call.data_len as u64;
+    let len = if len > N as u64 { N as u64 } else { len };
     call.data_len = 0;
-    let Some(mut entry) = EVENTS.reserve::<DataRecord<BYTES>>(0) else {
+    let Some(mut entry) = EVENTS.reserve::<DataRecord<N>>(0) else {
         call.flags |= FLAG_DATA_LOST;
         lose(Loss::DataRingFull);
         return;
     };
     let record = entry.as_mut_ptr();
-    // SAFETY: the reserved record is ours until submitted, and as large as `data`, which is plain data.
+    // SAFETY: the reserved record is ours until submitted, and `len` is at most its data's size.
     unsafe {
         fill_header(record, call, len as u32);
-        (&raw mut (*record).data).cast::<[T; N]>().write_unaligned(core::ptr::read(data));
+        bpf_probe_read_kernel((&raw mut (*record).data).cast(), len as u32, data.cast());
     }
     call.flags |= FLAG_DATA_APART;
     entry.submit(BPF_RB_NO_WAKEUP as u64);

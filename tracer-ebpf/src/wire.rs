@@ -21,8 +21,8 @@ use tracer_common::{
     limits::{MAX_COMMAND_BYTES, MAX_FDS, MAX_RUNS, MAX_STREAMS, MAX_THREADS},
     record::{Loss, RecordKind},
     wire::{
-        CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, Run, Stream, StreamKey, StreamRecord, WIRE_CONTINUES,
-        WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
+        CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, PipeCount, Run, Stream, StreamKey, StreamRecord,
+        WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
     },
     zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, SHORT_GREETING, Walk},
 };
@@ -32,6 +32,7 @@ use crate::{
     fds::{self, AF_INET, AF_INET6, AF_UNIX, file_at, layout, now},
     maps::{EVENTS, NO_WAKEUP, lose},
     memory::{message_size, read_kernel, read_user},
+    pipes::{self, Connected},
 };
 
 /// The directions of connections.
@@ -136,6 +137,8 @@ struct Scratch {
     done: u64,
     /// What `done` was when the last message ended.
     message_end: u64,
+    /// The connection's session as its pipe knows it, or will; 0: not known.
+    sink: u64,
     piece: Piece,
     /// The next piece's `struct iovec`.
     pieces: u64,
@@ -621,6 +624,7 @@ fn find_stream(scratch: &mut Scratch) -> bool {
     record.handle = handle;
     record.pipe = 0;
     record.pipe_count = 0;
+    scratch.sink = 0;
     record.position = stream.position;
     record.frames = 0;
     record.messages = 0;
@@ -639,8 +643,9 @@ fn find_stream(scratch: &mut Scratch) -> bool {
 extern "C" fn wire_queue() -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     let key = scratch.key;
-    // A connection that has nothing more to move may have lost its pipe, and what is there be another one's.
-    if scratch.len == 0 {
+    let Some(stream) = stream(&key) else { return 0 };
+    // The pipe is made while what ends the handshake is decoded: messages behind it in the same system call came before.
+    if scratch.len == 0 && stream.has_pipe != 0 {
         return 0;
     }
     let Some(engine) = ENGINES.get_ptr(&FdKey { tgid: key.tgid, fd: key.fd }) else { return 0 };
@@ -649,9 +654,10 @@ extern "C" fn wire_queue() -> u64 {
     if engine.layout.session == 0 {
         return 0;
     }
-    count_pipe(engine, key.direction == Direction::Send as u32, &mut scratch.record);
+    count_pipe(engine, scratch);
+    stream.has_pipe |= (scratch.record.pipe != 0) as u8;
     if key.direction == Direction::Receive as u32
-        && let Some(stream) = stream(&key)
+        && scratch.len > 0
         && (!stream.walk.is_synchronised() || stream.is_provisional != 0)
     {
         join_receive(engine, stream);
@@ -727,6 +733,9 @@ fn finish(scratch: &mut Scratch, stream: &mut Stream) {
         record.runs = 0;
     }
     record.total_messages = walk.messages;
+    if is_received && record.pipe == 0 && record.messages != 0 && stream.from_start != 0 && scratch.sink != 0 {
+        pipes::moved_before(scratch.key.tgid, scratch.sink, stream.inode);
+    }
     wire_output();
 }
 
@@ -766,18 +775,23 @@ fn follow_sequence(
 
 /// How much had gone through the pipe between the connection and its socket.
 #[inline(always)]
-fn count_pipe(engine: &Engine, is_sent: bool, record: &mut WireRecord) {
+fn count_pipe(engine: &Engine, scratch: &mut Scratch) {
     let layout = &engine.layout;
-    let pipe = || {
+    let mut pipe = || {
         let session = read_user::<u64>(engine.address + u64::from(layout.session))?;
-        let own = read_user::<u64>(session + u64::from(layout.pipe))?;
-        let count = if is_sent { layout.read } else { layout.written };
-        let count = read_user::<u64>(own + u64::from(count))?;
-        Some((read_user::<u64>(own + u64::from(layout.peer))?, count))
+        scratch.sink = session.wrapping_add(u64::from(layout.sink));
+        pipes::of_connection(&Connected {
+            tgid: scratch.key.tgid,
+            is_sent: scratch.key.direction == Direction::Send as u32,
+            own: read_user::<u64>(session + u64::from(layout.pipe))?,
+            counts: layout.counts.into(),
+            session,
+            inode: scratch.record.inode,
+        })
     };
-    if let Some((pipe, count)) = pipe() {
-        record.pipe = pipe;
-        record.pipe_count = count;
+    if let Some(PipeCount { pipe, count }) = pipe() {
+        scratch.record.pipe = pipe;
+        scratch.record.pipe_count = count;
     }
 }
 

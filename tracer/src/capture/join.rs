@@ -10,12 +10,15 @@ use aya::maps::{HashMap, MapData};
 use tracer_common::{
     fds::FdKey,
     limits::MAX_PIPES,
-    wire::{DECODER_BEFORE_ENCODER, Direction, Engine, EngineLayout, PipesKey, PipesSeen, Stream, StreamKey},
+    wire::{
+        DECODER_BEFORE_ENCODER, Direction, Engine, EngineLayout, PipeEnd, PipeKey, PipeSeen, Piped, PipedKey, Stream,
+        StreamKey, pipe_id,
+    },
 };
 
 use super::monotonic_ns;
 use crate::{
-    event::{Pipe, Snapshot},
+    event::{Pipe, Snapshot, SocketState},
     inspect::layouts::{self, Layout},
     target::Memory,
 };
@@ -34,7 +37,8 @@ const DECODER_BYTES: u64 = 4096;
 pub struct Joiner {
     engines: HashMap<MapData, FdKey, Engine>,
     streams: HashMap<MapData, StreamKey, Stream>,
-    pipes: HashMap<MapData, PipesKey, PipesSeen>,
+    piped: HashMap<MapData, PipedKey, Piped>,
+    pipes: HashMap<MapData, PipeKey, PipeSeen>,
 }
 
 impl Joiner {
@@ -42,9 +46,10 @@ impl Joiner {
     pub const fn new(
         engines: HashMap<MapData, FdKey, Engine>,
         streams: HashMap<MapData, StreamKey, Stream>,
-        pipes: HashMap<MapData, PipesKey, PipesSeen>,
+        piped: HashMap<MapData, PipedKey, Piped>,
+        pipes: HashMap<MapData, PipeKey, PipeSeen>,
     ) -> Self {
-        Self { engines, streams, pipes }
+        Self { engines, streams, piped, pipes }
     }
 
     /// Enters what a look that began after the hooks were in has found. Returns the pipes of all sockets, of which the
@@ -56,7 +61,7 @@ impl Joiner {
         for context in snapshot.contexts.iter().filter(|context| !context.inherited) {
             let Some(layout) = context.layout.as_deref().and_then(layouts::named) else { continue };
             for socket in &context.sockets {
-                found.extend(self.seed_pipes(&memory, tgid, socket.handle, layout).unwrap_or_default());
+                found.extend(self.seed_pipes(&memory, tgid, socket, layout).unwrap_or_default());
                 for connection in &socket.connections {
                     if let (Some(address), Some(fd)) = (connection.engine, connection.fd) {
                         let engine = Engine { address, handle: socket.handle, layout: engine_layout(layout) };
@@ -92,23 +97,43 @@ impl Joiner {
     }
 
     /// Tells the kernel side what the pipes of a socket have counted.
-    fn seed_pipes(&mut self, memory: &Memory, pid: u32, handle: u64, layout: &Layout) -> Option<Vec<Pipe>> {
+    fn seed_pipes(&mut self, memory: &Memory, pid: u32, socket: &SocketState, layout: &Layout) -> Option<Vec<Pipe>> {
+        let (tgid, handle) = (pid, socket.handle);
         let vector = handle + layout.socket_pipes;
         let (begin, end) = (memory.read_u64(vector).ok()?, memory.read_u64(vector + 8).ok()?);
-        let count = (end.checked_sub(begin)? / 8).min(MAX_PIPES as u64);
-        let mut seen = PipesSeen::NONE;
+        let count = (end.checked_sub(begin)? / 8).min(MAX_PIPES.into());
         let mut found = Vec::new();
-        for (at, index) in (0..count).enumerate() {
+        for index in 0..count {
             let pipe = memory.read_u64(begin + 8 * index).ok()?;
-            seen.pipes[at] = pipe;
-            seen.counts[Direction::Send as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_written).ok()?;
-            seen.counts[Direction::Receive as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_read).ok()?;
-            let peer = memory.read_u64(pipe + layout.pipe_peer).ok()?;
-            found.push(Pipe { ts_ns: monotonic_ns(), pid, handle, pipe, peer });
+            let own = pipe_end(memory, pipe, layout)?;
+            let other = pipe_end(memory, own.peer, layout)?;
+            let seen = PipeSeen {
+                socket: pipe_id(handle, socket.generation),
+                peer: own.peer,
+                counts: [own.written, own.read],
+                wire: [other.read, other.written],
+                ..PipeSeen::default()
+            };
+            let _ = self.pipes.insert(PipeKey { pipe, tgid, padding: 0 }, seen, NO_REPLACE);
+            let pipe = pipe_id(pipe, seen.life);
+            found.push(Pipe { ts_ns: monotonic_ns(), pid, handle, pipe, peer: own.peer, inode: None });
         }
-        let _ = self.pipes.insert(PipesKey { handle, tgid: pid, padding: 0 }, seen, NO_REPLACE);
+        let piped = Piped {
+            pipes: layout.socket_pipes as u32,
+            counts: layout.pipe_counts() as u32,
+            socket_type: socket.socket_type? as u32,
+            ..Piped::default()
+        };
+        let _ = self.piped.insert(PipedKey { handle, tgid, padding: 0 }, piped, NO_REPLACE);
         Some(found)
     }
+}
+
+fn pipe_end(memory: &Memory, pipe: u64, layout: &Layout) -> Option<PipeEnd> {
+    let mut words = [[0; 8]; 5];
+    memory.read(pipe + layout.pipe_counts(), words.as_flattened_mut()).ok()?;
+    let [read, written, peers_read, peer, sink] = words.map(u64::from_ne_bytes);
+    Some(PipeEnd { read, written, peers_read, peer, sink })
 }
 
 /// The way from an engine to its queues.
@@ -117,11 +142,11 @@ pub fn engine_layout(layout: &Layout) -> EngineLayout {
         session: layout.engine_session as u16,
         encoder: layout.engine_encoder() as u16,
         pipe: layout.session_pipe as u16,
-        read: layout.pipe_msgs_read as u16,
-        written: layout.pipe_msgs_written as u16,
-        peer: layout.pipe_peer as u16,
+        counts: layout.pipe_counts() as u16,
         message_type: layout.msg_type as u16,
         message_content: layout.msg_content as u16,
+        sink: layout.session_pipe_events as u16,
+        padding: 0,
     }
 }
 

@@ -247,8 +247,9 @@ impl Capture {
             object.attach_raw_tracepoint("syscall_exit", "sys_exit")?;
         }
         let joiner = if options.net {
-            let [engines, streams, pipes] = ["ENGINES", "STREAMS", "PIPES"].map(|name| object.take_map(name));
-            Some(Joiner::new(typed(engines?)?, typed(streams?)?, typed(pipes?)?))
+            let [engines, streams, piped, pipes] =
+                ["ENGINES", "STREAMS", "PIPED", "PIPES"].map(|name| object.take_map(name));
+            Some(Joiner::new(typed(engines?)?, typed(streams?)?, typed(piped?)?, typed(pipes?)?))
         } else {
             None
         };

@@ -18,7 +18,7 @@ use tracer_common::{
     limits::{MAX_CLASSES, MAX_FDS, MAX_REOPENED_SOCKETS, MAX_TARGETS, MAX_THREADS},
 };
 
-use super::sys::{self, AttachType, ProgramKind};
+use super::sys::{self, AttachType, FunctionTypes, ProgramKind};
 use crate::error::Error;
 
 /// The object that `cargo xtask build-ebpf` makes from `tracer-ebpf`, with its alignment.
@@ -136,7 +136,13 @@ impl Object {
             .collect();
         object.relocate_maps(maps.into_iter(), &text).map_err(|error| LoadError::Object(error.to_string()))?;
         object.relocate_calls(&text).map_err(|error| LoadError::Object(error.to_string()))?;
-        load(&object, name, ProgramKind::Uprobe(attach))
+        load(&object, name, ProgramKind::Uprobe(attach), self.types().as_ref())
+    }
+
+    /// The object's BTF as the kernel has it: aya's own programs hold it.
+    fn types(&self) -> Option<OwnedFd> {
+        let id = self.bpf.programs().find_map(|(_, program)| program.info().ok()?.btf_id())?;
+        sys::btf_by_id(id).ok()
     }
 
     /// A handle of its own on a map, for the system calls that aya does not make.
@@ -160,17 +166,29 @@ pub fn load_alone(name: &str, kind: ProgramKind, constants: &[(&str, &[u8])]) ->
         .relocate_maps([(CONSTANTS, map.as_raw_fd(), &section)].into_iter(), &HashSet::new())
         .map_err(|error| invalid(&error))?;
     // The program keeps the map.
-    load(&object, name, kind)
+    load(&object, name, kind, None)
 }
 
-fn load(object: &aya_obj::Object, name: &str, kind: ProgramKind) -> Result<OwnedFd, LoadError> {
+/// With its `types` the kernel verifies each function that has a name of its own once, else once a call.
+fn load(
+    object: &aya_obj::Object,
+    name: &str,
+    kind: ProgramKind,
+    types: Option<&OwnedFd>,
+) -> Result<OwnedFd, LoadError> {
     let program = object.programs.get(name).ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
     let function = object
         .functions
         .get(&program.function_key())
         .ok_or_else(|| LoadError::Object(format!("no code for {name}")))?;
     let mut log = Vec::new();
-    sys::load_program(name, &function.instructions, kind, &mut log).map_err(|error| {
+    let functions = function.func_info.func_info_bytes();
+    let types = types.map(|btf| FunctionTypes {
+        btf: btf.as_fd(),
+        records: &functions,
+        record_bytes: function.func_info_rec_size as u32,
+    });
+    sys::load_program(name, &function.instructions, kind, types.as_ref(), &mut log).map_err(|error| {
         log.truncate(memchr::memchr(0, &log).unwrap_or(log.len()));
         LoadError::Kernel(error, String::from_utf8_lossy(&log).into_owned())
     })

@@ -71,6 +71,28 @@ fn empty_attr() -> bpf_attr {
     unsafe { zeroed() }
 }
 
+/// What the kernel is told of a program's functions.
+#[derive(Debug, Clone, Copy)]
+pub struct FunctionTypes<'load> {
+    /// The types.
+    pub btf: BorrowedFd<'load>,
+    /// `struct bpf_func_info`, one a function.
+    pub records: &'load [u8],
+    /// Bytes of one.
+    pub record_bytes: u32,
+}
+
+/// `BPF_BTF_GET_FD_BY_ID`.
+///
+/// # Errors
+/// The kernel's.
+pub fn btf_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+    // SAFETY: BPF_BTF_GET_FD_BY_ID returns a new fd.
+    bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr).map(|fd| unsafe { owned(fd) })
+}
+
 /// `BPF_PROG_LOAD`.
 ///
 /// # Errors
@@ -79,6 +101,7 @@ pub fn load_program(
     name: &str,
     instructions: &[bpf_insn],
     kind: ProgramKind,
+    types: Option<&FunctionTypes<'_>>,
     log: &mut Vec<u8>,
 ) -> io::Result<OwnedFd> {
     let attempt = |log: &mut [u8]| {
@@ -98,6 +121,12 @@ pub fn load_program(
         }
         load.insns = instructions.as_ptr() as u64;
         load.insn_cnt = instructions.len() as u32;
+        if let Some(FunctionTypes { btf, records, record_bytes }) = types {
+            load.prog_btf_fd = btf.as_raw_fd() as u32;
+            load.func_info = records.as_ptr() as u64;
+            load.func_info_rec_size = *record_bytes;
+            load.func_info_cnt = records.len() as u32 / record_bytes;
+        }
         load.license = c"Dual MIT/GPL".as_ptr() as u64;
         // The kernel keeps 15 bytes of the name and a NUL.
         for (to, from) in load.prog_name.iter_mut().take(15).zip(name.bytes()) {

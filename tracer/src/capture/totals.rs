@@ -92,6 +92,7 @@ pub fn read_loss(counters: &Array<MapData, u64>, ts_ns: u64) -> Loss {
         fd_table_full: count(Reason::FdTableFull),
         wire_ring_full: count(Reason::WireRingFull),
         stream_table_full: count(Reason::StreamTableFull),
+        pipe_table_full: count(Reason::PipeTableFull),
         unreadable: 0,
         stragglers: 0,
     }

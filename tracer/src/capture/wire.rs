@@ -81,8 +81,8 @@ pub fn stream(record: &[u8]) -> Option<Stream> {
 
 /// The event that a [`PipeRecord`] makes.
 pub fn pipe(record: &[u8]) -> Option<Pipe> {
-    let PipeRecord { tgid, ts_ns, handle, pipe, peer, .. } = read(record, size_of::<PipeRecord>())?;
-    Some(Pipe { ts_ns, pid: tgid, handle, pipe, peer })
+    let PipeRecord { tgid, ts_ns, handle, pipe, peer, inode, .. } = read(record, size_of::<PipeRecord>())?;
+    Some(Pipe { ts_ns, pid: tgid, handle, pipe, peer, inode: (inode != 0).then_some(inode) })
 }
 
 /// The pipes that a call has used, from its data.

@@ -353,6 +353,9 @@ pub struct Loss {
     pub wire_ring_full: u64,
     /// Directions of connections beyond the table of those that are followed.
     pub stream_table_full: u64,
+    /// Pipes, and sockets with pipes, beyond the table's size.
+    #[serde(default)]
+    pub pipe_table_full: u64,
     /// Records that made no sense.
     pub unreadable: u64,
     /// Calls that were reported, but later than others that returned after them.
@@ -361,7 +364,7 @@ pub struct Loss {
 
 impl Loss {
     /// What was lost, by reason, with the names of the JSON contract. Stragglers were not lost.
-    pub const fn reasons(&self) -> [(&'static str, u64); 12] {
+    pub const fn reasons(&self) -> [(&'static str, u64); 13] {
         [
             ("ring_full", self.ring_full),
             ("data_ring_full", self.data_ring_full),
@@ -374,6 +377,7 @@ impl Loss {
             ("fd_table_full", self.fd_table_full),
             ("wire_ring_full", self.wire_ring_full),
             ("stream_table_full", self.stream_table_full),
+            ("pipe_table_full", self.pipe_table_full),
             ("unreadable", self.unreadable),
         ]
     }

@@ -238,7 +238,7 @@ pub enum CommandContent {
 /// A pipe and how many messages went through it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PipeCount {
-    /// Address of the socket's end.
+    /// Names it for good: the address of the socket's end, and above that which of those that were there.
     pub pipe: u64,
     /// Messages until now. Of a [`Wire`] that sent: taken out by the connection; of one that received: put in before by
     /// it. Of a call: written or read by the socket, this one included.
@@ -257,8 +257,11 @@ pub struct Pipe {
     pub pid: u32,
     /// The socket's address.
     pub handle: u64,
-    /// Address of the socket's end.
+    /// As [`PipeCount::pipe`].
     pub pipe: u64,
     /// Address of the other end: a connection's or, of inproc, another socket's.
     pub peer: u64,
+    /// The connection, where it had moved its first messages before it had this pipe.
+    #[serde(default)]
+    pub inode: Option<u64>,
 }

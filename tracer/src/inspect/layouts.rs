@@ -138,6 +138,13 @@ impl Layout {
         next - size_of::<u64>() as u64
     }
 
+    /// Offset in a pipe of what the kernel side reads at once.
+    ///
+    /// A test holds the table to it that these stand side by side.
+    pub const fn pipe_counts(&self) -> u64 {
+        self.pipe_msgs_read
+    }
+
     /// Whether a socket keeps a pointer to its mailbox; before 4.2 the mailbox itself.
     pub fn has_mailbox_pointer(&self) -> bool {
         self.since >= V4_2_0
@@ -229,6 +236,10 @@ fn parse(table: &str) -> Result<Vec<Layout>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::offset_of;
+
+    use tracer_common::wire::PipeEnd;
+
     use super::*;
 
     #[test]
@@ -239,6 +250,17 @@ mod tests {
         let rows = TABLE.lines().filter_map(|line| line.split_whitespace().next());
         for row in rows.filter(|row| !row.starts_with('#') && !["variant", "since", "until"].contains(row)) {
             assert!(Layout::ROWS.contains(&row), "nobody reads the row {row}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_keeps_its_counts_as_the_kernel_side_reads_them() {
+        for layout in all() {
+            let written = layout.pipe_counts() + offset_of!(PipeEnd, written) as u64;
+            let peer = layout.pipe_counts() + offset_of!(PipeEnd, peer) as u64;
+            let sink = layout.pipe_counts() + offset_of!(PipeEnd, sink) as u64;
+            let found = [layout.pipe_msgs_written, layout.pipe_peer, layout.pipe_sink];
+            assert_eq!(found, [written, peer, sink], "{}", layout.variant);
         }
     }
 

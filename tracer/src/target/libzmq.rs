@@ -84,9 +84,8 @@ impl Library {
                     rcvmore: layout.socket_rcvmore as u32,
                     socket_id: layout.opt_socket_id as u32,
                     pipes: layout.socket_pipes as u32,
-                    pipe_read: layout.pipe_msgs_read as u32,
-                    pipe_written: layout.pipe_msgs_written as u32,
-                    pipe_peer: layout.pipe_peer as u32,
+                    socket_type: layout.opt_type as u32,
+                    pipe_counts: layout.pipe_counts() as u32,
                 };
             }
         }

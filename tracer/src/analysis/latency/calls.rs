@@ -26,10 +26,6 @@ pub struct ApiMessage {
     pub size: Option<u64>,
     /// Parts.
     pub parts: u32,
-    /// Whether this thread's calls on the socket since its last message were all seen.
-    pub is_gapless: bool,
-    /// Where in its thread's calls it was complete.
-    pub place: Place,
     /// Why its stamps are not what they seem, or nothing is known of its pipes.
     pub flaw: Option<Reason>,
 }
@@ -140,8 +136,6 @@ impl Calls {
             return_ns: outcome.return_ns,
             size: message.size,
             parts: message.parts,
-            is_gapless: message.last.is_some_and(|last| last.leads_to(place)),
-            place,
             flaw,
         };
         message.first = None;

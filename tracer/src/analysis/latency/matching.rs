@@ -437,7 +437,7 @@ impl Matching {
                 let reason = match pipes.get(number.pipe) {
                     Some(pipe) if number.number <= pipe.left.now => Reason::Lost,
                     // Neither a connection nor another socket was seen at the other end.
-                    Some(pipe) if !pipe.has_wire && pipe.peer.is_none() => Reason::PipeUnknown,
+                    Some(pipe) if pipe.inode.is_none() && pipe.peer.is_none() => Reason::PipeUnknown,
                     _ => Reason::InFlight,
                 };
                 self.lose(Lost::Send(moved), reason);

@@ -31,12 +31,12 @@ pub use self::{
 use self::{
     calls::{ApiMessage, Calls},
     matching::{Matching, Moved, Number},
-    pipes::{PipeId, Pipes, WireSight},
+    pipes::{PipeId, Pipes},
     streams::Streams,
 };
 use super::narrow::Narrow;
 use crate::{
-    event::{Call, Change, Command, CommandContent, Direction, Event, FdPart, Inside, PipeCount, Role, Snapshot, Wire},
+    event::{Call, Change, Command, CommandContent, Direction, Event, FdPart, PipeCount, Role, Snapshot, Wire},
     world::{SocketLabel, World},
 };
 
@@ -323,9 +323,14 @@ impl Latency {
             Event::Command(command) => self.command(command),
             Event::Pipe(pipe) => {
                 self.piped.insert(pipe.pid);
-                self.pipes.told(pipe, world.newest_generation(pipe.pid, pipe.handle));
-                self.look_back(pipe.pid, pipe.pipe);
-                self.look_back(pipe.pid, pipe.peer);
+                let id = self.pipes.told(pipe, world.newest_generation(pipe.pid, pipe.handle));
+                self.look_back(id);
+                if let Some(inode) = pipe.inode {
+                    self.streams.piped(inode, id);
+                }
+                if let Some(peer) = self.pipes.at(pipe.pid, pipe.peer) {
+                    self.look_back(peer);
+                }
             }
             Event::Snapshot(snapshot) => self.snapshot(snapshot),
             Event::Fd(change) => {
@@ -544,21 +549,11 @@ impl Latency {
         }
         let ApiMessage { socket, enter_ns, return_ns, size, parts, flaw, .. } = *message;
         let moved = Moved { socket, enter_ns, return_ns, size, parts, flaw };
-        let (mut sure, mut perhaps, mut next) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sure, mut perhaps) = (Vec::new(), Vec::new());
         for count in counts {
-            let stamps = (enter_ns, return_ns);
-            let (pipe, before) = self.pipes.called(socket, count.pipe, message.direction, count.count, stamps);
-            let number = Number { pipe, number: count.count };
-            if !is_sent && self.pipes.is_next(pipe, count.count, before, message.place) {
-                next.push(number);
-            }
-            match before {
-                _ if !count.unsure => sure.push((count.pipe, number)),
-                // Counted by an earlier call.
-                Some(before) if before >= count.count => {}
-                Some(_) if message.is_gapless => sure.push((count.pipe, number)),
-                _ => perhaps.push((count.pipe, number)),
-            }
+            let pipe = self.pipes.called(socket, message.direction, count, return_ns);
+            let numbers = if count.unsure { &mut perhaps } else { &mut sure };
+            numbers.push(Number { pipe, number: count.count });
         }
         self.piped.extend((!counts.is_empty()).then_some(socket.pid));
         if self.conflated.contains(&(socket.pid, socket.handle)) {
@@ -574,10 +569,6 @@ impl Latency {
                 }
                 _ => return self.matching.unnumbered(&moved, is_sent, Reason::Ambiguous),
             };
-            if !is_sent && !next.contains(&one.1) && self.may_be_another_pipe(one.1, return_ns) {
-                self.pipes.doubt(one.1.pipe);
-                return self.matching.unnumbered(&moved, is_sent, Reason::Ambiguous);
-            }
             return self.numbered(one, moved, is_sent);
         }
         if sure.is_empty() && perhaps.is_empty() {
@@ -593,52 +584,42 @@ impl Latency {
         }
     }
 
-    /// Whether a pipe that received may be another one at the same address: its connection is closed, and with that the
-    /// pipe goes, once it is empty.
-    fn may_be_another_pipe(&self, number: Number, ts_ns: u64) -> bool {
-        let Some(pipe) = self.pipes.get(number.pipe) else { return true };
-        let Some(inode) = pipe.inode else { return false };
-        let is_open = |ending: &streams::Ending| ending.closed_ns.is_none_or(|closed_ns| ts_ns < closed_ns);
-        !pipe.survives && !self.streams.ending(inode).is_some_and(is_open)
-    }
-
-    fn numbered(&mut self, (pipe, number): (u64, Number), moved: Moved, is_sent: bool) {
+    fn numbered(&mut self, number: Number, moved: Moved, is_sent: bool) {
         if is_sent {
             self.matching.sent(number, moved);
         } else {
             self.matching.received(number, moved);
-            self.pass(moved.socket.pid, pipe, number);
+            self.pass(number);
         }
     }
 
     /// inproc: a message that a socket received from a pipe was sent through the pipe at its other end.
-    fn pass(&mut self, pid: u32, pipe: u64, received: Number) {
-        let Some(sender) = self.inproc_peer(pid, pipe, received.pipe) else { return };
+    fn pass(&mut self, received: Number) {
+        let Some(sender) = self.inproc_peer(received.pipe) else { return };
         self.matching.passed(Number { pipe: sender, number: received.number }, received, self.now_ns);
         if let Some(state) = self.pipes.get_mut(sender) {
             state.left.raise(received.number);
         }
     }
 
-    fn inproc_peer(&self, pid: u32, pipe: u64, id: PipeId) -> Option<PipeId> {
+    fn inproc_peer(&self, id: PipeId) -> Option<PipeId> {
         let own = self.pipes.get(id)?;
-        let sender = self.pipes.at(pid, own.peer?)?;
+        let sender = self.pipes.at(own.socket?.pid, own.peer?)?;
         let other = self.pipes.get(sender)?;
-        let is_pair = other.socket.is_some() && other.peer == Some(pipe);
-        (is_pair && !own.has_wire && !other.has_wire).then_some(sender)
+        let is_pair = other.socket.is_some() && other.peer == Some(id.address());
+        (is_pair && own.inode.is_none() && other.inode.is_none()).then_some(sender)
     }
 
     /// It is known now which pipe is at the other end: so are the messages that were received before.
-    fn look_back(&mut self, pid: u32, pipe: u64) {
-        let Some(id) = self.pipes.at(pid, pipe) else { return };
-        if self.inproc_peer(pid, pipe, id).is_none() {
+    fn look_back(&mut self, id: PipeId) {
+        if self.inproc_peer(id).is_none() {
             return;
         }
         let last = self.pipes.get(id).map_or(0, |state| state.received.now);
         for number in last.saturating_sub(MAX_LOOKED_BACK)..last {
             let number = Number { pipe: id, number: number + 1 };
             if self.matching.has_received(number) {
-                self.pass(pid, pipe, number);
+                self.pass(number);
             }
         }
     }
@@ -665,22 +646,8 @@ impl Latency {
             }
         }
         if let Some(counts) = wire.pipe {
-            let over_connection =
-                wire.frames.as_ref().filter(|_| wire.from_start).and_then(|frames| match wire.direction {
-                    Direction::Send if wire.ret as u64 != wire.wanted => None,
-                    Direction::Send => Some(frames.total_messages + u64::from(frames.inside == Inside::LastPart)),
-                    Direction::Receive => Some(frames.total_messages.saturating_sub(u64::from(frames.messages))),
-                });
-            let sight = WireSight {
-                direction: wire.direction,
-                inode: wire.inode,
-                survives,
-                count: counts.count,
-                over_connection,
-                ts_ns: wire.ts_ns,
-            };
             self.piped.insert(wire.pid);
-            pipe = Some(self.pipes.wired(wire.pid, counts.pipe, &sight));
+            pipe = Some(self.pipes.wired(wire.pid, &counts, wire.inode, wire.ts_ns));
         }
         let has_calls = wire.handle.is_some() && !is_proxied;
         let pipe = pipe.filter(|_| has_calls);

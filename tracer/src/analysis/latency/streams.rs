@@ -116,6 +116,8 @@ struct Segment {
     has_calls: bool,
     /// Messages that ended in it, by its own walk.
     messages: Option<u64>,
+    /// It has the first messages of its connection: the handshake ended in it, and only then was the pipe made.
+    is_first: bool,
     done: bool,
 }
 
@@ -416,6 +418,8 @@ impl Streams {
             *receiver = Receiver::default();
         }
         receiver.origin = origin.or(receiver.origin);
+        let counted = pipe.zip(wire.pipe).map(|(pipe, count)| (pipe, count.count));
+        let is_named = counted.is_some_and(|(pipe, _)| receiver.name_first(pipe));
         if moved > 0 {
             receiver.end.raise(end);
             let frames = wire.frames.as_ref();
@@ -423,16 +427,29 @@ impl Streams {
                 start: wire.position,
                 end,
                 rx_ns: wire.ts_ns,
-                pipe: pipe.zip(wire.pipe).map(|(pipe, count)| (pipe, count.count)),
+                pipe: counted,
                 has_calls,
                 messages: frames.map(|frames| u64::from(frames.messages)),
+                is_first: wire.from_start
+                    && frames.is_some_and(|frames| frames.total_messages == u64::from(frames.messages)),
                 done: false,
             });
         }
         let Some(peer) = peer else { return self.alone(wire.inode, wire.ts_ns, false) };
         self.drained(wire, peer, end, entry_ns);
         self.align(peer, wire.inode);
-        self.cross_read(peer, wire.inode, wire.position, end);
+        let start = if is_named { 0 } else { wire.position };
+        self.cross_read(peer, wire.inode, start, end);
+    }
+
+    /// A connection that has received its first messages has its pipe now.
+    pub fn piped(&mut self, inode: u64, pipe: PipeId) {
+        let peer = self.endings.get(&inode).and_then(|ending| ending.peer);
+        if self.receivers.get_mut(&inode).is_some_and(|receiver| receiver.name_first(pipe))
+            && let Some(peer) = peer
+        {
+            self.cross_all(peer, inode);
+        }
     }
 
     fn returned(&mut self, tid: u32, ts_ns: u64) {
@@ -885,6 +902,13 @@ impl Sender {
     }
 }
 
+impl Segment {
+    /// Whether its pipe is still to be told.
+    fn is_unnamed(&self) -> bool {
+        self.pipe.is_none() && self.is_first && self.has_calls && self.messages != Some(0)
+    }
+}
+
 impl Receiver {
     fn add(&mut self, segment: Segment) {
         let at = self.segments.partition_point(|earlier| earlier.start < segment.start);
@@ -897,6 +921,12 @@ impl Receiver {
         if self.segments.len() > MAX_CALLS {
             self.segments.pop_front();
         }
+    }
+
+    /// The connection has its pipe by now: its first messages went through it. Whether there were some.
+    fn name_first(&mut self, pipe: PipeId) -> bool {
+        let first = self.segments.iter_mut().find(|segment| segment.is_unnamed());
+        first.map(|segment| segment.pipe = Some((pipe, 0))).is_some()
     }
 
     /// Messages that ended in a segment, by what the pipe had counted before the next one.
@@ -928,7 +958,7 @@ fn cross(
     let Some(difference) = receiver.difference else { return };
     let counted = receiver.next_count(index);
     let segment = &mut receiver.segments[index];
-    if segment.done {
+    if segment.done || (segment.is_unnamed() && !forced) {
         return;
     }
     let (start, end) = (segment.start as i64 + difference, segment.end as i64 + difference);
