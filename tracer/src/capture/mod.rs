@@ -67,7 +67,7 @@ use crate::{
     error::Error,
     event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick, Totals},
     inspect::{self, Detail},
-    target::{self, Memory},
+    target::{self, net::KernelSockets, Memory},
 };
 
 /// How often the ring is read when little happens. Nothing wakes us.
@@ -377,17 +377,24 @@ impl Capture {
     fn introduce_all(&mut self, process: &target::Process) {
         // What their changes are added to must be read now.
         let mut event_polls = EventPolls::default();
-        let fds = target::fds::fds(process.pid);
-        let snapshot = fds.and_then(|fds| snapshot::take(process, &fds, &mut event_polls, Detail::Names));
+        let found = target::fds::fds(process.pid).and_then(|fds| {
+            let snapshot = snapshot::take(process, &fds, &mut event_polls, Detail::Names)?;
+            Ok((snapshot, fds))
+        });
         if let Some(follower) = &mut self.follower {
-            follower.seed(process, snapshot.as_ref().ok());
+            follower.seed(process, found.as_ref().ok().map(|(snapshot, _)| snapshot));
         }
-        let Ok(mut snapshot) = snapshot else { return };
+        let Ok((mut snapshot, fds)) = found else { return };
         if self.options.pipes {
             // Which sockets a proxy has: it began before us, so no call tells.
             snapshot.blocked = Sleepers::default().find(process, &snapshot.contexts, false).unwrap_or_default();
         }
         let pipes = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot)).unwrap_or_default();
+        if self.joiner.is_some() {
+            // What waits in the kernel's queues now, after the hooks are in.
+            snapshot::describe_connections(&mut snapshot, &fds, &KernelSockets::read([process.pid]));
+            snapshot.ts_ns = monotonic_ns();
+        }
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);
         }

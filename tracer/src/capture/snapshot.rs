@@ -354,14 +354,8 @@ impl Round {
     /// Adds what the kernel knows of the connections.
     fn describe_connections(&mut self, kernel: &KernelSockets) {
         for (pid, snapshot) in &mut self.snapshots {
-            let Some(fds) = self.fds.get(pid) else { continue };
-            for connection in connections(snapshot).filter(|connection| connection.kernel.is_none()) {
-                let socket = connection.fd.and_then(|fd| kernel.get(*fds.sockets.get(&fd)?));
-                let Some(socket) = socket else { continue };
-                connection.local = socket.local.as_ref().map(ToString::to_string);
-                // What libzmq notes of the peer lacks the port.
-                connection.remote = socket.remote.as_ref().map(ToString::to_string);
-                connection.kernel = Some(socket.to_event());
+            if let Some(fds) = self.fds.get(pid) {
+                describe_connections(snapshot, fds, kernel);
             }
         }
     }
@@ -403,6 +397,18 @@ impl Round {
         }
         let pids: HashSet<u32> = peers.into_values().filter(|pid| *pid != std::process::id()).collect();
         pids.into_iter().collect()
+    }
+}
+
+/// Adds what the kernel knows of the connections of a process, where that is not known yet.
+pub fn describe_connections(snapshot: &mut Snapshot, fds: &Fds, kernel: &KernelSockets) {
+    for connection in connections(snapshot).filter(|connection| connection.kernel.is_none()) {
+        let socket = connection.fd.and_then(|fd| kernel.get(*fds.sockets.get(&fd)?));
+        let Some(socket) = socket else { continue };
+        connection.local = socket.local.as_ref().map(ToString::to_string);
+        // What libzmq notes of the peer lacks the port.
+        connection.remote = socket.remote.as_ref().map(ToString::to_string);
+        connection.kernel = Some(socket.to_event());
     }
 }
 

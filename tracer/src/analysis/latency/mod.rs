@@ -481,6 +481,11 @@ impl Latency {
                 Some(true) => self.conflated.insert(key),
                 _ => self.conflated.remove(&key),
             };
+            for kernel in socket.connections.iter().filter_map(|connection| connection.kernel.as_ref()) {
+                if kernel.peer_inode.is_some() && kernel.rx_bytes == Some(0) {
+                    self.streams.at_rest(kernel.inode, snapshot.ts_ns);
+                }
+            }
         }
         for blocked in &snapshot.blocked {
             if blocked.call.is_some_and(|call| call.row().class == Class::Proxy) {

@@ -104,6 +104,8 @@ pub struct Sender {
     /// What the pipe's count was more than the connection's, when a system call was complete.
     offset: Option<(PipeId, i64)>,
     last_exit_ns: u64,
+    /// Before when its first byte cannot have been sent.
+    begun_ns: Option<u64>,
 }
 
 /// A system call that received.
@@ -131,6 +133,10 @@ pub struct Receiver {
     difference: Option<i64>,
     /// unix: where both were when a read had drained the socket, to be confirmed by the next send.
     drained: Option<Drained>,
+    /// unix: when the kernel held nothing for it, before anything was seen to move.
+    at_rest_ns: Option<u64>,
+    /// Before when its first byte cannot have been read.
+    begun_ns: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -291,6 +297,11 @@ impl Streams {
         fitting.next().is_none().then_some(*first)
     }
 
+    /// At this moment the kernel held nothing for this end. If neither end moves a byte before, both count from the same.
+    pub fn at_rest(&mut self, inode: u64, ts_ns: u64) {
+        self.receivers.entry(inode).or_default().at_rest_ns.get_or_insert(ts_ns);
+    }
+
     /// A system call has sent.
     pub fn wrote(&mut self, wire: &Wire, pipe: Option<PipeId>, has_calls: bool) {
         let frames = wire.frames.as_ref();
@@ -299,6 +310,7 @@ impl Streams {
         let (is_encrypted, peer, from_start) = (ending.is_encrypted, ending.peer, wire.from_start);
         let is_encrypted =
             is_encrypted || peer.is_some_and(|peer| self.endings.get(&peer).is_some_and(|it| it.is_encrypted));
+        let entry_ns = wire.entry_ns.or_else(|| self.threads.get(&wire.tid).copied());
         self.returned(wire.tid, wire.ts_ns);
         if ending_is_subscriber(&self.endings, wire.inode) || wire.ret <= 0 {
             return;
@@ -314,6 +326,9 @@ impl Streams {
             }
         }
         let sender = self.senders.entry(wire.inode).or_default();
+        if wire.position == 0 {
+            sender.begun_ns = entry_ns;
+        }
         sender.origin = wire.sequence.map(|sequence| sequence.wrapping_sub(end as u32));
         let of = (wire.position, wire.ts_ns);
         if sender.partial_of != Some(of) {
@@ -421,6 +436,9 @@ impl Streams {
         let counted = pipe.zip(wire.pipe).map(|(pipe, count)| (pipe, count.count));
         let is_named = counted.is_some_and(|(pipe, _)| receiver.name_first(pipe));
         if moved > 0 {
+            if wire.position == 0 {
+                receiver.begun_ns = entry_ns;
+            }
             receiver.end.raise(end);
             let frames = wire.frames.as_ref();
             receiver.add(Segment {
@@ -509,6 +527,11 @@ impl Streams {
                 Some(near + i64::from(difference.wrapping_sub(near as u32) as i32))
             }
             (None, None) if from.from_start && to.from_start => Some(0),
+            (None, None) => {
+                let begun = [sender.begun_ns, receiver.begun_ns];
+                let is_later = |rest| begun.iter().all(|begun| begun.is_some_and(|begun| begun > rest));
+                receiver.at_rest_ns.filter(|rest| is_later(*rest)).map(|_| 0)
+            }
             _ => None,
         };
         if receiver.difference.is_some() {
