@@ -20,6 +20,8 @@ use crate::{setup, workloads};
 const ROUNDS: usize = 7;
 /// Slices of a workload's time in each state, where states differ by less than the rounds do.
 const SLICES: usize = 30;
+/// Watchers that watch at once.
+const WATCHERS: usize = 8;
 /// The ring's default size, which zmqtrace maps twice.
 const RING_KIB: u64 = 2 * 16 * 1024;
 
@@ -247,7 +249,7 @@ impl Bench {
         let mut look_ms = Vec::new();
         for _ in 0..ROUNDS {
             let begin = Instant::now();
-            self.look_command(workload.pid()?, &[]).status()?;
+            self.look_command(workload.pid()?, &self.output(), &[]).status()?;
             look_ms.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         let watch = self.watch(&mut workload)?;
@@ -257,9 +259,11 @@ impl Bench {
         Ok(format!(
             "## Looking into a process\n\n`sockets` on a process with 1,000 sockets and 2,000 connections (1,000 over the \
              loopback, with both ends in it), and what its throughput (messages of 64 bytes over all of them in turn) \
-             loses under `--watch 100ms`. Slices of its work with and without the watcher take turns, {SLICES} of each; \
-             in brackets the 95 % confidence interval of the median. What slices differ in that are both without is the \
-             noise.\n\n| what | median | noise | limit |\n|---|---|---|---|\n\
+             loses under `--watch 100ms`, which looks as often as a twentieth of a CPU allows. What one watcher costs is \
+             lost in the noise: {WATCHERS} watch at once, and what is said is the part of one. Slices of the process's \
+             work with and without them take turns, {SLICES} of each; in brackets the 95 % confidence interval of the \
+             median. The noise is what slices differ in that are both without, in the same part.\n\n\
+             | what | median | noise | limit |\n|---|---|---|---|\n\
              | from start to exit of `sockets`, ms | {} | | 50 |\n\
              | peak resident memory, MiB | {:.1} | | 64 |\n\
              | throughput lost when watched, % | {watched_lost} | {alone_lost} | 1 |\n\
@@ -273,81 +277,76 @@ impl Bench {
         ))
     }
 
-    /// What a process pays for being watched. The watcher is there all the time, and stopped while it is not to watch.
+    /// What a process pays for being watched. The watchers are there all the time, and stopped while they are not to
+    /// watch.
     fn watch(&self, workload: &mut Workload) -> Result<Watch> {
         /// The first two are the same: nobody watches.
         const STATES: usize = 3;
         const WATCHED: usize = 2;
         let pid = workload.pid()?;
-        fs::write(self.output(), "")?;
-        let watcher = Tracer { child: start(&mut self.look_command(pid, &["--watch", "100ms"]))?, rest: None };
-        let watcher_pid = watcher.child.id();
-        self.await_output(0)?;
-        watcher.signal("STOP")?;
+        let outputs: Vec<PathBuf> =
+            (0..WATCHERS).map(|number| self.scratch.join(format!("bench-output-{number}"))).collect();
+        let watcher = |output: &PathBuf| -> Result<Tracer> {
+            fs::write(output, "")?;
+            let child = start(&mut self.look_command(pid, output, &["--watch", "100ms"]))?;
+            await_output(output, 0)?;
+            Ok(Tracer { child, rest: None })
+        };
+        let watchers = outputs.iter().map(watcher).collect::<Result<Vec<_>>>()?;
+        let signal = |name| watchers.iter().try_for_each(|watcher| watcher.signal(name));
+        let watchers_cpu_s = || watchers.iter().map(|watcher| cpu_time_s(watcher.child.id())).sum::<Result<f64>>();
+        let looks = || outputs.iter().map(|output| count_looks(output)).sum::<Result<usize>>();
+        signal("STOP")?;
         let (mut rates, mut costs) = ([const { Vec::new() }; STATES], [const { Vec::new() }; STATES]);
-        let (mut looks, mut watched_s, mut watcher_s) = (0, 0.0, 0.0);
+        let (mut looked, mut watched_s, mut watchers_s) = (0, 0.0, 0.0);
         for slice in 0..SLICES {
             for turn in 0..STATES {
                 // To and fro: none always comes behind the same other one.
                 let state = if slice % 2 == 0 { turn } else { STATES - 1 - turn };
                 if state == WATCHED {
-                    // The look that it has missed comes at once, and is none of this slice's.
-                    let written = fs::metadata(self.output())?.len();
-                    watcher.signal("CONT")?;
-                    self.await_output(written)?;
+                    // The look that they have missed comes at once, and is none of this slice's.
+                    let written = outputs.iter().map(|output| Ok(fs::metadata(output)?.len()));
+                    let written = written.collect::<Result<Vec<_>>>()?;
+                    signal("CONT")?;
+                    outputs.iter().zip(written).try_for_each(|(output, written)| await_output(output, written))?;
                 }
-                let (looks_before, begin) = (self.looks()?, Instant::now());
-                let before_s = [cpu_time_s(pid)?, cpu_time_s(watcher_pid)?];
+                let (looks_before, begin) = (looks()?, Instant::now());
+                let before_s = [cpu_time_s(pid)?, watchers_cpu_s()?];
                 workload.say("measure")?;
                 let measured = workload.hear()?;
                 costs[state].push((cpu_time_s(pid)? - before_s[0]) / number(&measured["messages"])?);
                 rates[state].push(number(&measured["msgs_per_s"])?);
                 if state == WATCHED {
                     watched_s += begin.elapsed().as_secs_f64();
-                    watcher_s += cpu_time_s(watcher_pid)? - before_s[1];
-                    watcher.signal("STOP")?;
-                    looks += self.looks()? - looks_before;
+                    watchers_s += watchers_cpu_s()? - before_s[1];
+                    signal("STOP")?;
+                    looked += looks()? - looks_before;
                 }
             }
         }
-        let resident_mib = peak_resident_kib(watcher_pid)? as f64 / 1024.0;
-        watcher.signal("CONT")?;
-        watcher.stop()?;
+        let resident_kib = watchers.iter().map(|watcher| peak_resident_kib(watcher.child.id()));
+        let resident_kib = resident_kib.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+        signal("CONT")?;
+        watchers.into_iter().try_for_each(Tracer::stop)?;
+        outputs.iter().try_for_each(fs::remove_file)?;
         // Of slices that lie side by side.
         let change = |samples: &[Vec<f64>; STATES], state: usize| -> Vec<f64> {
-            samples[state].iter().zip(&samples[0]).map(|(with, without)| 100.0 * (with / without - 1.0)).collect()
+            let changes = samples[state].iter().zip(&samples[0]).map(|(with, without)| with / without - 1.0);
+            changes.map(|change| 100.0 * change / WATCHERS as f64).collect()
         };
         Ok(Watch {
             lost_percent: [1, WATCHED].map(|state| change(&rates, state).into_iter().map(|gain| -gain).collect()),
             added_percent: [1, WATCHED].map(|state| change(&costs, state)),
-            looks_per_s: looks as f64 / watched_s,
-            busy_percent: 100.0 * watcher_s / watched_s,
-            resident_mib,
+            looks_per_s: looked as f64 / watched_s / WATCHERS as f64,
+            busy_percent: 100.0 * watchers_s / watched_s / WATCHERS as f64,
+            resident_mib: resident_kib as f64 / 1024.0,
         })
     }
 
-    /// Looks that the tracer has written.
-    fn looks(&self) -> Result<usize> {
-        let lines = BufReader::new(File::open(self.output())?).lines();
-        lines.map(|line| Ok(usize::from(line?.starts_with("--- at ")))).sum()
-    }
-
-    fn look_command(&self, pid: u32, arguments: &[&str]) -> Command {
+    fn look_command(&self, pid: u32, output: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.zmqtrace);
-        command.args(["sockets", "-p"]).arg(pid.to_string()).arg("-o").arg(self.output()).args(arguments);
+        command.args(["sockets", "-p"]).arg(pid.to_string()).arg("-o").arg(output).args(arguments);
         command
-    }
-
-    /// Waits until the tracer has written more than this, bytes.
-    fn await_output(&self, written: u64) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while fs::metadata(self.output())?.len() <= written {
-            if Instant::now() > deadline {
-                bail!("the tracer writes nothing");
-            }
-            std::thread::yield_now();
-        }
-        Ok(())
     }
 
     /// How long it takes to attach and to go, and what it needs.
@@ -385,7 +384,7 @@ struct Flood {
     lost: u64,
 }
 
-/// What a process pays for being watched: each of slices that nobody watches, and of those that are watched.
+/// What a process pays for one watcher: by slices that nobody watches, and by those that are watched.
 struct Watch {
     /// Of its throughput.
     lost_percent: [Vec<f64>; 2],
@@ -444,6 +443,24 @@ fn peak_resident_kib(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     Ok(peak.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Waits until a tracer has written more than this to its output, bytes.
+fn await_output(output: &Path, written: u64) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(output)?.len() <= written {
+        if Instant::now() > deadline {
+            bail!("the tracer writes nothing");
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Looks that a watcher has written.
+fn count_looks(output: &Path) -> Result<usize> {
+    let lines = BufReader::new(File::open(output)?).lines();
+    lines.map(|line| Ok(usize::from(line?.starts_with("--- at ")))).sum()
 }
 
 /// What the threads of a process have run.

@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 /// Of the time of one CPU we take one part in so many at most.
-const SHARE: u32 = 10;
+const SHARE: u32 = 20;
 
 /// The rhythm of looks.
 #[derive(Debug)]
@@ -83,11 +83,11 @@ mod tests {
         let mut pace = Pace::new(100 * MS);
         assert_eq!(pace.late(90 * MS), None, "the first one is forgiven");
         pace.cost_before = 90 * MS;
-        assert_eq!(pace.late(10 * MS), None, "that is its share");
-        let late = Late { cost: 30 * MS, pause: 300 * MS, period: 100 * MS };
+        assert_eq!(pace.late(5 * MS), None, "that is its share");
+        let late = Late { cost: 30 * MS, pause: 600 * MS, period: 100 * MS };
         assert_eq!(pace.late(30 * MS), Some(late));
         assert!(
-            late.to_string().contains("each 300 ms instead of 100 ms, since one takes 30 ms of CPU time"),
+            late.to_string().contains("each 600 ms instead of 100 ms, since one takes 30 ms of CPU time"),
             "{late}"
         );
         pace.cost_before = 20 * MS;
