@@ -18,6 +18,10 @@ use crate::{setup, workloads};
 
 /// How often each state is measured.
 const ROUNDS: usize = 7;
+/// Slices of a workload's time in each state, where states differ by less than the rounds do.
+const SLICES: usize = 30;
+/// Watchers that watch at once.
+const WATCHERS: usize = 8;
 /// The ring's default size, which zmqtrace maps twice.
 const RING_KIB: u64 = 2 * 16 * 1024;
 
@@ -241,59 +245,108 @@ impl Bench {
 
     /// What it takes to look into a large process, and what that process pays for being watched.
     fn look(&self) -> Result<String> {
-        let mut workload =
-            self.workload("scale", &["--sockets", "1000", "--connections", "1000", "--rounds", "300"])?;
-        let pid = workload.pid()?;
-        let (mut look_ms, mut resident_mib) = (Vec::new(), Vec::new());
-        let (mut alone, mut watched) = (Vec::new(), Vec::new());
+        let mut workload = self.workload("scale", &["--sockets", "1000", "--connections", "1000", "--rounds", "80"])?;
+        let mut look_ms = Vec::new();
         for _ in 0..ROUNDS {
             let begin = Instant::now();
-            self.look_command(pid, &[]).status()?;
+            self.look_command(workload.pid()?, &self.output(), &[]).status()?;
             look_ms.push(begin.elapsed().as_secs_f64() * 1e3);
-
-            workload.say("measure")?;
-            alone.push(number(&workload.hear()?["msgs_per_s"])?);
-            fs::write(self.output(), "")?;
-            let watcher = Tracer { child: start(&mut self.look_command(pid, &["--watch", "100ms"]))?, rest: None };
-            self.await_output()?;
-            workload.say("measure")?;
-            watched.push(number(&workload.hear()?["msgs_per_s"])?);
-            resident_mib.push(peak_resident_kib(watcher.child.id())? as f64 / 1024.0);
-            watcher.stop()?;
         }
+        let watch = self.watch(&mut workload)?;
         workload.end()?;
-        // Of each round, so that what the machine does meanwhile counts on both sides.
-        let cost: Vec<f64> =
-            alone.iter().zip(&watched).map(|(alone, watched)| 100.0 * (1.0 - watched / alone)).collect();
+        let [alone_lost, watched_lost] = watch.lost_percent.map(|lost| with_confidence(&lost));
+        let [alone_added, watched_added] = watch.added_percent.map(|added| with_confidence(&added));
         Ok(format!(
             "## Looking into a process\n\n`sockets` on a process with 1,000 sockets and 2,000 connections (1,000 over the \
              loopback, with both ends in it), and what its throughput (messages of 64 bytes over all of them in turn) \
-             loses meanwhile.\n\n| what | median | limit |\n|---|---|---|\n\
-             | from start to exit of `sockets`, ms | {} | 50 |\n\
-             | peak resident memory, MiB | {} | 64 |\n\
-             | throughput lost under `--watch 100ms`, % | {} | 1 |\n",
+             loses under `--watch 100ms`, which looks as often as a twentieth of a CPU allows. What one watcher costs is \
+             lost in the noise: {WATCHERS} watch at once, and what is said is the part of one. Slices of the process's \
+             work with and without them take turns, {SLICES} of each; in brackets the 95 % confidence interval of the \
+             median. The noise is what slices differ in that are both without, in the same part.\n\n\
+             | what | median | noise | limit |\n|---|---|---|---|\n\
+             | from start to exit of `sockets`, ms | {} | | 50 |\n\
+             | peak resident memory, MiB | {:.1} | | 64 |\n\
+             | throughput lost when watched, % | {watched_lost} | {alone_lost} | 1 |\n\
+             | CPU time that each message takes more when watched, % | {watched_added} | {alone_added} | |\n\
+             | looks a second | {:.1} | | |\n\
+             | CPU time that the watcher takes, % of a CPU | {:.1} | | |\n",
             with_range(&look_ms, 0),
-            with_range(&resident_mib, 1),
-            with_range(&cost, 1),
+            watch.resident_mib,
+            watch.looks_per_s,
+            watch.busy_percent,
         ))
     }
 
-    fn look_command(&self, pid: u32, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.zmqtrace);
-        command.args(["sockets", "-p"]).arg(pid.to_string()).arg("-o").arg(self.output()).args(arguments);
-        command
+    /// What a process pays for being watched. The watchers are there all the time, and stopped while they are not to
+    /// watch.
+    fn watch(&self, workload: &mut Workload) -> Result<Watch> {
+        /// The first two are the same: nobody watches.
+        const STATES: usize = 3;
+        const WATCHED: usize = 2;
+        let pid = workload.pid()?;
+        let outputs: Vec<PathBuf> =
+            (0..WATCHERS).map(|number| self.scratch.join(format!("bench-output-{number}"))).collect();
+        let watcher = |output: &PathBuf| -> Result<Tracer> {
+            fs::write(output, "")?;
+            let child = start(&mut self.look_command(pid, output, &["--watch", "100ms"]))?;
+            await_output(output, 0)?;
+            Ok(Tracer { child, rest: None })
+        };
+        let watchers = outputs.iter().map(watcher).collect::<Result<Vec<_>>>()?;
+        let signal = |name| watchers.iter().try_for_each(|watcher| watcher.signal(name));
+        let watchers_cpu_s = || watchers.iter().map(|watcher| cpu_time_s(watcher.child.id())).sum::<Result<f64>>();
+        let looks = || outputs.iter().map(|output| count_looks(output)).sum::<Result<usize>>();
+        signal("STOP")?;
+        let (mut rates, mut costs) = ([const { Vec::new() }; STATES], [const { Vec::new() }; STATES]);
+        let (mut looked, mut watched_s, mut watchers_s) = (0, 0.0, 0.0);
+        for slice in 0..SLICES {
+            for turn in 0..STATES {
+                // To and fro: none always comes behind the same other one.
+                let state = if slice % 2 == 0 { turn } else { STATES - 1 - turn };
+                if state == WATCHED {
+                    // The look that they have missed comes at once, and is none of this slice's.
+                    let written = outputs.iter().map(|output| Ok(fs::metadata(output)?.len()));
+                    let written = written.collect::<Result<Vec<_>>>()?;
+                    signal("CONT")?;
+                    outputs.iter().zip(written).try_for_each(|(output, written)| await_output(output, written))?;
+                }
+                let (looks_before, begin) = (looks()?, Instant::now());
+                let before_s = [cpu_time_s(pid)?, watchers_cpu_s()?];
+                workload.say("measure")?;
+                let measured = workload.hear()?;
+                costs[state].push((cpu_time_s(pid)? - before_s[0]) / number(&measured["messages"])?);
+                rates[state].push(number(&measured["msgs_per_s"])?);
+                if state == WATCHED {
+                    watched_s += begin.elapsed().as_secs_f64();
+                    watchers_s += watchers_cpu_s()? - before_s[1];
+                    signal("STOP")?;
+                    looked += looks()? - looks_before;
+                }
+            }
+        }
+        let resident_kib = watchers.iter().map(|watcher| peak_resident_kib(watcher.child.id()));
+        let resident_kib = resident_kib.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+        signal("CONT")?;
+        watchers.into_iter().try_for_each(Tracer::stop)?;
+        outputs.iter().try_for_each(fs::remove_file)?;
+        // Of slices that lie side by side.
+        let change = |samples: &[Vec<f64>; STATES], state: usize| -> Vec<f64> {
+            let changes = samples[state].iter().zip(&samples[0]).map(|(with, without)| with / without - 1.0);
+            changes.map(|change| 100.0 * change / WATCHERS as f64).collect()
+        };
+        Ok(Watch {
+            lost_percent: [1, WATCHED].map(|state| change(&rates, state).into_iter().map(|gain| -gain).collect()),
+            added_percent: [1, WATCHED].map(|state| change(&costs, state)),
+            looks_per_s: looked as f64 / watched_s / WATCHERS as f64,
+            busy_percent: 100.0 * watchers_s / watched_s / WATCHERS as f64,
+            resident_mib: resident_kib as f64 / 1024.0,
+        })
     }
 
-    /// Waits until the tracer has written something.
-    fn await_output(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while fs::metadata(self.output())?.len() == 0 {
-            if Instant::now() > deadline {
-                bail!("the tracer writes nothing");
-            }
-            std::thread::yield_now();
-        }
-        Ok(())
+    fn look_command(&self, pid: u32, output: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.zmqtrace);
+        command.args(["sockets", "-p"]).arg(pid.to_string()).arg("-o").arg(output).args(arguments);
+        command
     }
 
     /// How long it takes to attach and to go, and what it needs.
@@ -331,6 +384,17 @@ struct Flood {
     lost: u64,
 }
 
+/// What a process pays for one watcher: by slices that nobody watches, and by those that are watched.
+struct Watch {
+    /// Of its throughput.
+    lost_percent: [Vec<f64>; 2],
+    /// To the CPU time of a message.
+    added_percent: [Vec<f64>; 2],
+    looks_per_s: f64,
+    busy_percent: f64,
+    resident_mib: f64,
+}
+
 /// A tracer at work.
 struct Tracer {
     child: Child,
@@ -353,9 +417,13 @@ impl Tracer {
         Ok(Self { child, rest: Some(errors) })
     }
 
+    fn signal(&self, name: &str) -> Result<()> {
+        crate::command::run_quietly(Command::new("kill").args(["-s", name]).arg(self.child.id().to_string()))
+    }
+
     /// Ctrl-C, and waits for its end.
     fn stop(mut self) -> Result<()> {
-        crate::command::run_quietly(Command::new("kill").arg("-INT").arg(self.child.id().to_string()))?;
+        self.signal("INT")?;
         if let Some(rest) = &mut self.rest {
             rest.read_to_string(&mut String::new())?;
         }
@@ -377,6 +445,34 @@ fn peak_resident_kib(pid: u32) -> Result<u64> {
     Ok(peak.trim().trim_end_matches(" kB").parse()?)
 }
 
+/// Waits until a tracer has written more than this to its output, bytes.
+fn await_output(output: &Path, written: u64) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(output)?.len() <= written {
+        if Instant::now() > deadline {
+            bail!("the tracer writes nothing");
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Looks that a watcher has written.
+fn count_looks(output: &Path) -> Result<usize> {
+    let lines = BufReader::new(File::open(output)?).lines();
+    lines.map(|line| Ok(usize::from(line?.starts_with("--- at ")))).sum()
+}
+
+/// What the threads of a process have run.
+fn cpu_time_s(pid: u32) -> Result<f64> {
+    let mut ns = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let ran = fs::read_to_string(thread?.path().join("schedstat"))?;
+        ns += ran.split(' ').next().unwrap_or_default().parse::<f64>()?;
+    }
+    Ok(ns / 1e9)
+}
+
 fn number(value: &Value) -> Result<f64> {
     value.as_f64().with_context(|| format!("{value} is no number"))
 }
@@ -395,4 +491,14 @@ fn with_range(samples: &[f64], decimals: usize) -> String {
     let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
     let most = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     format!("{:.decimals$} ({least:.decimals$} .. {most:.decimals$})", median(samples))
+}
+
+/// The median with its 95 % confidence interval, which the order of the samples gives, however they are distributed.
+fn with_confidence(samples: &[f64]) -> String {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let reach = 0.98 * (sorted.len() as f64).sqrt();
+    let at = |position: f64| sorted.get(position.max(0.0) as usize).or(sorted.last()).copied().unwrap_or(f64::NAN);
+    let middle = sorted.len() as f64 / 2.0;
+    format!("{:.1} ({:.1} .. {:.1})", median(samples), at(middle - reach), at(middle + reach))
 }

@@ -9,6 +9,7 @@ mod fds;
 mod in_flight;
 mod join;
 mod order;
+mod pace;
 mod priority;
 mod program;
 mod record;

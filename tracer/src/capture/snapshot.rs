@@ -17,8 +17,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Ending, Events, blocked::Sleepers, describe, event_polls::EventPolls, every, monotonic_ns, or_never, priority,
-    realtime_ns, runtime_error,
+    Ending, Events,
+    blocked::Sleepers,
+    describe,
+    event_polls::EventPolls,
+    every, monotonic_ns, or_never,
+    pace::{Late, Pace},
+    priority, realtime_ns, runtime_error,
 };
 use crate::{
     error::Error,
@@ -39,7 +44,7 @@ pub struct Options {
     pub pids: Vec<u32>,
     /// Every process that has a ZeroMQ socket besides.
     pub all: bool,
-    /// Look again this often; else once.
+    /// Look again this often, or as often as the cost allows; else once.
     pub interval: Option<Duration>,
     /// Look at the queues this often.
     pub queues: Option<Duration>,
@@ -55,7 +60,7 @@ pub struct Options {
 pub struct Snapshots {
     options: Options,
     targets: BTreeMap<u32, Target>,
-    looks: Option<tokio::time::Interval>,
+    looks: Option<Pace>,
     samples: Option<tokio::time::Interval>,
     deadline: Option<Instant>,
     sleepers: Sleepers,
@@ -111,7 +116,7 @@ fn program(pid: u32) -> Vec<u8> {
 
 /// What happened while we waited.
 enum Wake {
-    Look,
+    Look(Option<Late>),
     Sample,
     Ended(EndReason),
 }
@@ -130,7 +135,7 @@ impl Snapshots {
             targets.insert(*pid, Target::open(*pid, true)?);
         }
         Ok(Self {
-            looks: options.interval.map(every),
+            looks: options.interval.map(Pace::new),
             samples: options.queues.map(every),
             deadline: options.duration.map(|duration| Instant::now() + duration),
             sleepers: Sleepers::default(),
@@ -149,13 +154,13 @@ impl Snapshots {
             biased;
             () = ending.asked() => Wake::Ended(EndReason::Asked),
             () = or_never(deadline.map(tokio::time::sleep_until)) => Wake::Ended(EndReason::Duration),
-            _ = or_never(looks.as_mut().map(tokio::time::Interval::tick)) => Wake::Look,
+            late = or_never(looks.as_mut().map(Pace::tick)) => Wake::Look(late),
             _ = or_never(samples.as_mut().map(tokio::time::Interval::tick)) => Wake::Sample,
         }
     }
 
     /// Looks into all processes, and into those at the other ends of their connections.
-    fn look(&mut self) -> Result<Vec<Event>, Error> {
+    fn look(&mut self, late: Option<Late>) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         let (round, kernel) = std::thread::scope(|scope| {
             let read_kernel = || KernelSockets::read(net::network_namespaces().into_values());
@@ -188,6 +193,7 @@ impl Snapshots {
         round.describe_connections(&kernel);
         round.add_shortfalls(&kernel);
         for (pid, mut snapshot) in round.snapshots {
+            snapshot.missing.extend(late.map(|late| late.to_string()));
             // Complete only now.
             snapshot.ts_ns = monotonic_ns();
             if let Some(target) = self.targets.get_mut(&pid)
@@ -289,7 +295,7 @@ impl Events for Snapshots {
             self.started = true;
             let mut events =
                 vec![Event::Start(Start { ts_ns: monotonic_ns(), realtime_ns: realtime_ns(), totals: false })];
-            events.extend(self.look()?);
+            events.extend(self.look(None)?);
             if self.looks.is_none() && self.samples.is_none() {
                 self.ended = Some(EndReason::Complete);
             }
@@ -297,8 +303,8 @@ impl Events for Snapshots {
         }
         if self.ended.is_none() {
             match self.wait().await {
-                Wake::Look => {
-                    let events = self.look()?;
+                Wake::Look(late) => {
+                    let events = self.look(late)?;
                     self.end_with_targets();
                     return Ok(Some(events));
                 }

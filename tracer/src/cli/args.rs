@@ -220,6 +220,8 @@ pub struct Sockets {
     pub verbose: bool,
 
     /// Look again and again, such as each 1s
+    ///
+    /// Less often where that would take more than a twentieth of a CPU, which is then said.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub watch: Option<Duration>,
 

@@ -170,8 +170,13 @@ pub fn trampoline(pid: u32) -> Option<u64> {
 
 /// A name that its process chose, such that a terminal shows it and does nothing else.
 pub fn printable(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    // As nearly all are, and there are thousands in a look.
+    if !text.chars().any(char::is_control) {
+        return text.into_owned();
+    }
     let escape = |text: char| if text.is_control() { text.escape_default().to_string() } else { text.to_string() };
-    String::from_utf8_lossy(name).chars().map(escape).collect()
+    text.chars().map(escape).collect()
 }
 
 fn open_pidfd(pid: u32) -> Result<OwnedFd, Error> {
