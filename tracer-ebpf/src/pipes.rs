@@ -137,10 +137,11 @@ extern "C" fn pipes_moved() -> u64 {
     let Some(look) = look() else { return 0 };
     let Some(seen) = seen(&look.key) else { return 0 };
     look.before = *seen;
+    seen.pipes = [0; MAX_PIPES];
+    // With a `continue` in it, Linux 6.1 takes this for a loop without an end ("back-edge").
     for index in 0..MAX_PIPES {
         if index as u32 >= look.len {
-            seen.pipes[index] = 0;
-            continue;
+            break;
         }
         let pipe = look.pipes[index];
         let at = pipe_was_at(pipe) as usize;
