@@ -90,13 +90,13 @@ pub fn is_pristine(pid: u32) -> bool {
     true
 }
 
-/// Waits until nothing is left of a tracer that held `objects` and probed `pid`.
+/// Waits until nothing is left of tracers that held `objects` and probed `pid`.
 #[track_caller]
-pub fn assert_nothing_remains(objects: &[(Kind, u32)], pid: u32) {
+pub fn assert_nothing_remains(objects: &[(Kind, u32)], pid: u32, limit: Duration) {
     let begin = Instant::now();
     while objects.iter().any(|object| exists(*object)) || !is_pristine(pid) {
         let left: Vec<_> = objects.iter().filter(|object| exists(**object)).collect();
-        assert!(begin.elapsed() < REMAINS, "left in the kernel: {left:?}; pristine: {}", is_pristine(pid));
+        assert!(begin.elapsed() < limit, "left in the kernel: {left:?}; pristine: {}", is_pristine(pid));
         std::thread::yield_now();
     }
 }
@@ -105,7 +105,7 @@ pub fn assert_nothing_remains(objects: &[(Kind, u32)], pid: u32) {
 #[track_caller]
 pub fn assert_left_alone(pid: u32) {
     if version() < MULTI_LINKS {
-        assert_nothing_remains(&[], pid)
+        assert_nothing_remains(&[], pid, REMAINS)
     } else {
         assert!(is_pristine(pid), "a probe is left")
     }
@@ -120,19 +120,21 @@ fn is_older_than(needed: (u32, u32)) -> bool {
     older
 }
 
+/// Prints the kind: `link: KIND`.
 #[test]
 fn the_best_kind_of_link_is_used() {
     if is_older_than(TRACES) {
         return;
     }
     let expected = match version() {
-        (6, 13..) | (7.., _) => "(uprobe_session)",
-        (6, 6..) => "(uprobe_multi)",
-        _ => "(perf uprobe)",
+        (6, 13..) | (7.., _) => "uprobe_session",
+        (6, 6..) => "uprobe_multi",
+        _ => "perf uprobe",
     };
     let workload = Workload::c("blocked", &["--call", "recv", "--ms", "0"]);
     let finished = Tracer::attach("trace", &workload, &[]).interrupt().ok();
-    assert!(finished.stderr[0].ends_with(expected), "{:?}", finished.stderr);
+    assert!(finished.stderr[0].ends_with(&format!("({expected})")), "{:?}", finished.stderr);
+    println!("link: {expected}");
 }
 
 /// Prints how many instructions the verifier has gone through, at most, of each program: `verified: PROGRAM COUNT`. What
@@ -193,7 +195,7 @@ fn nothing_remains_of_a_killed_tracer_with_perf_events() {
     signal(tracer.pid(), libc::SIGKILL);
     assert_eq!(tracer.finish().status, 128 + libc::SIGKILL);
     let ended = begin.elapsed();
-    assert_nothing_remains(&objects, workload.pid());
+    assert_nothing_remains(&objects, workload.pid(), REMAINS);
     eprintln!("{links} links: the tracer had ended after {ended:?}, all was gone after {:?}", begin.elapsed());
     assert!(ended < Duration::from_secs(1), "it waits for its probes: {ended:?}");
     if let Ok(definitions) = fs::read_to_string("/sys/kernel/tracing/uprobe_events") {

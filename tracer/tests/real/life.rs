@@ -7,7 +7,7 @@ use zmqtrace::cli::args::DEFAULT_CLASSES;
 
 use crate::{
     kernels::{Kind, assert_left_alone, assert_nothing_remains, exists, is_pristine, kernel_objects},
-    support::{Tracer, Workload, assert_matches, number, signal},
+    support::{DEADLINE, Tracer, Workload, assert_matches, number, signal},
     truth,
 };
 
@@ -220,7 +220,7 @@ fn nothing_is_left_in_the_kernel_when_it_is_killed() {
     assert_eq!(totals[0]["count"], totals[1]["count"], "every message arrived");
 
     // The kernel frees them a little later.
-    assert_nothing_remains(&objects, workload.pid());
+    assert_nothing_remains(&objects, workload.pid(), DEADLINE);
     workload.go();
     workload.finish();
 }
