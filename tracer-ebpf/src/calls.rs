@@ -90,12 +90,6 @@ pub fn empty(_: ProbeContext) -> u32 {
     0
 }
 
-/// The same at the return, for perf links.
-#[uretprobe]
-pub fn empty_return(_: RetProbeContext) -> u32 {
-    0
-}
-
 /// Puts the call into its thread's slot. False when the call is not the program's own or not wanted.
 #[inline(always)]
 fn enter(ctx: &ProbeContext, regs: &pt_regs, pid_tgid: u64, slot: Option<*mut ThreadSlot>) -> bool {

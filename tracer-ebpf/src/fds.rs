@@ -27,7 +27,7 @@ use tracer_common::{
 };
 
 use crate::{
-    atomic::exchange,
+    atomic::{exchange, opaque},
     maps::{CLASSES, EVENTS, FD_TARGETS, FDS, NO_WAKEUP, REOPENED, follow_fds, follow_wire, lose},
     memory::{read_kernel, read_user},
     syscalls::Arguments,
@@ -535,9 +535,11 @@ fn generation(tgid: u32, handle: u64) -> u32 {
 
 /// Where this kernel keeps the addresses of sockets.
 #[inline(always)]
-pub fn layout() -> SocketLayout {
-    // SAFETY: a static of this program. Volatile, because userspace replaces the value at load.
-    unsafe { core::ptr::read_volatile(&raw const SOCKET_LAYOUT) }
+pub fn layout() -> &'static SocketLayout {
+    // By a pointer of which the compiler knows nothing, because userspace replaces the value at load; and no copy, which
+    // would take a fifth of the stack.
+    // SAFETY: a static of this program.
+    unsafe { &*(opaque(&raw const SOCKET_LAYOUT as usize) as *const SocketLayout) }
 }
 
 /// The address of the open file at a fd of the current process; 0: there is none, or it cannot be read. A table of
@@ -576,7 +578,7 @@ pub unsafe fn read_address(fd: i32, to: *mut FdAddress) -> u16 {
     let family: u16 = read_kernel(sock + u64::from(layout.family));
     if family == AF_UNIX && layout.unix_address != 0 {
         // SAFETY: the caller's promise.
-        return unsafe { read_unix_name(sock, &layout, to) };
+        return unsafe { read_unix_name(sock, layout, to) };
     }
     let (local, remote, len) = match family {
         AF_INET => (layout.local, layout.remote, 4),

@@ -75,23 +75,44 @@ pub fn cargo(root: &Path) -> Command {
     cargo
 }
 
-/// Runs a `cargo build` of one binary and returns where cargo put it: only cargo knows, since
-/// profiles, targets and CARGO_TARGET_DIR all move it.
-pub fn cargo_build(build: &mut Command) -> Result<PathBuf> {
+/// A program that cargo has built.
+pub struct Executable {
+    /// The name of its target.
+    pub target: String,
+    pub path: PathBuf,
+}
+
+/// Runs a build of cargo's and returns where it put the programs: only cargo knows, since profiles, targets and
+/// CARGO_TARGET_DIR all move them.
+pub fn cargo_executables(build: &mut Command) -> Result<Vec<Executable>> {
     #[derive(Deserialize)]
     struct Message {
+        target: Option<Target>,
         executable: Option<PathBuf>,
+    }
+
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
     }
 
     let mut child = start(build.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped()))?;
     let messages = child.stdout.take().context("cargo has no standard output")?;
-    let mut executable = None;
+    let mut executables = Vec::new();
     for message in BufReader::new(messages).lines() {
         let message: Message = serde_json::from_str(&message?).context("cargo's messages are not JSON")?;
-        executable = message.executable.or(executable);
+        if let (Some(target), Some(path)) = (message.target, message.executable) {
+            executables.push(Executable { target: target.name, path });
+        }
     }
     wait(&mut child, build)?;
-    executable.with_context(|| format!("`{}` made no executable", line(build)))
+    Ok(executables)
+}
+
+/// The same of a build of one program.
+pub fn cargo_build(build: &mut Command) -> Result<PathBuf> {
+    let last = cargo_executables(build)?.pop().map(|executable| executable.path);
+    last.with_context(|| format!("`{}` made no executable", line(build)))
 }
 
 /// Builds the program as users run it, and returns its path.

@@ -11,6 +11,7 @@ mod sources;
 mod test;
 mod toolchain;
 mod tree;
+mod vm;
 mod workload;
 mod workloads;
 
@@ -58,6 +59,15 @@ enum Chore {
         #[arg(long)]
         write: bool,
     },
+    /// The tests of what depends on the kernel, under other kernels of Debian in virtual machines (as root)
+    Vm {
+        /// Only these kernels: 5.10, 6.1, 6.12
+        #[arg(conflicts_with = "write")]
+        only: Vec<String>,
+        /// Write the table to docs/kernels.md
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,5 +90,6 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Test { no_external, arguments } => test::test(&tree, !no_external, &arguments),
         Chore::Demo => demo::demo(&tree),
         Chore::Bench { only, write } => bench::bench(&tree, &only, write),
+        Chore::Vm { only, write } => vm::vm(&tree, &only, write),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::{cargo, run};
 use crate::tree::Tree;
-use crate::{ebpf, setup, workloads};
+use crate::{ebpf, setup, vm, workloads};
 
 /// Tests that need what PyPI and npm serve look at this variable, and say that they were left out.
 const NO_EXTERNAL: &str = "ZMQTRACE_NO_EXTERNAL";
@@ -52,6 +52,7 @@ pub fn test(tree: &Tree, external: bool, arguments: &[String]) -> Result<()> {
         }
         run(&mut tests)
     })?;
+    stage("other kernels", || vm::vm(tree, &[], false))?;
     if external {
         stage("Python frames", || {
             let feature = ["--locked", "--package", "zmqtrace", "--features", "python"];

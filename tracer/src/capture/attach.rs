@@ -1,22 +1,18 @@
 //! Puts the probes in: with the best kind of link that this kernel makes.
 
 use std::{
-    fmt,
-    num::NonZeroU32,
+    fmt, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
 };
 
-use aya::programs::{
-    UProbe,
-    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
-};
 use clap::ValueEnum;
 use tracer_common::function::{Capture, Class, Cookie, FUNCTIONS, nesting_classes};
 
 use super::{
+    holder::Holder,
     program::{LoadError, Object},
-    sys::{self, AttachType, Point},
+    sys::{self, AttachType, PerfUprobes, Point},
 };
 use crate::{
     error::Error,
@@ -30,7 +26,7 @@ pub enum LinkKind {
     Session,
     /// One link for all entries of a file, one for all returns (Linux 6.6).
     Multi,
-    /// A perf event for each entry and each return: slow to detach.
+    /// A perf event for each entry and each return: detached within seconds, when we are gone.
     Perf,
 }
 
@@ -51,14 +47,14 @@ pub struct Probes {
     pub kind: LinkKind,
     /// How many functions are probed, over all processes and libraries.
     pub functions: usize,
-    _programs: Vec<OwnedFd>,
-    links: Vec<Link>,
+    held: Held,
 }
 
+/// Who has the links.
 #[derive(Debug)]
-enum Link {
-    Multi { _fd: OwnedFd },
-    Perf { _link: UProbeLink },
+enum Held {
+    Here(Vec<OwnedFd>),
+    ByChild(Holder),
 }
 
 /// What is attached to the functions.
@@ -81,7 +77,7 @@ struct Site {
 /// Attaches to all functions of the wanted `classes` in all `processes`, with links of the `wanted` kind or
 /// else the best. `bounds`: sockets must be told from later ones at their addresses whatever the classes.
 pub fn attach(
-    object: &mut Object,
+    object: &Object,
     processes: &[Process],
     classes: &[Class],
     bounds: bool,
@@ -98,9 +94,9 @@ pub fn attach(
             LinkKind::Perf => attach_perf(object, &sites, programs),
         };
         match result {
-            Ok((programs, links)) => {
+            Ok(held) => {
                 let functions = sites.iter().map(|site| site.points.len()).sum();
-                return Ok(Probes { kind, functions, _programs: programs, links });
+                return Ok(Probes { kind, functions, held });
             }
             Err(reason) => {
                 log::debug!("no {kind} links: {reason}");
@@ -151,31 +147,33 @@ fn points(number: usize, library: &Library, classes: &[Class], bounds: bool) -> 
     library.probes.iter().filter(probed).map(point).collect()
 }
 
-type Attached = Result<(Vec<OwnedFd>, Vec<Link>), LoadError>;
+/// The programs stay in the kernel with their links.
+type Attached = Result<Held, LoadError>;
 
 fn attach_session(object: &Object, sites: &[Site], programs: Programs) -> Attached {
     let name = if programs == Programs::Calls { "call_session" } else { "empty" };
     let program = object.load_as(name, AttachType::UprobeSession)?;
-    let links = link_all(&program, AttachType::UprobeSession, sites, false)?;
-    Ok((vec![program], links))
+    Ok(Held::Here(link_all(&program, AttachType::UprobeSession, sites, false)?))
 }
 
 fn attach_multi(object: &Object, sites: &[Site], programs: Programs) -> Attached {
-    let (entry, ret) = if programs == Programs::Calls { ("call_entry", "call_return") } else { ("empty", "empty") };
-    let entry = object.load_as(entry, AttachType::UprobeMulti)?;
-    let ret = object.load_as(ret, AttachType::UprobeMulti)?;
+    let (entry, ret) = entry_and_return(object, programs, AttachType::UprobeMulti)?;
     // Returns first: a return whose entry was not seen is tolerated, the other way round a call would
     // look as if it never ended.
     let mut links = link_all(&ret, AttachType::UprobeMulti, sites, true)?;
     links.extend(link_all(&entry, AttachType::UprobeMulti, sites, false)?);
-    Ok((vec![entry, ret], links))
+    Ok(Held::Here(links))
 }
 
-fn link_all(program: &OwnedFd, attach: AttachType, sites: &[Site], at_return: bool) -> Result<Vec<Link>, LoadError> {
+fn entry_and_return(object: &Object, programs: Programs, attach: AttachType) -> Result<(OwnedFd, OwnedFd), LoadError> {
+    let (entry, ret) = if programs == Programs::Calls { ("call_entry", "call_return") } else { ("empty", "empty") };
+    Ok((object.load_as(entry, attach)?, object.load_as(ret, attach)?))
+}
+
+fn link_all(program: &OwnedFd, attach: AttachType, sites: &[Site], at_return: bool) -> Result<Vec<OwnedFd>, LoadError> {
     let link = |site: &Site| {
         sys::link_uprobes(program.as_fd(), attach, &site.path, &site.points, at_return, scope(site.pid))
-            .map(|fd| Link::Multi { _fd: fd })
-            .map_err(|error| LoadError::Kernel(error, String::new()))
+            .map_err(refused)
     };
     sites.iter().map(link).collect()
 }
@@ -186,41 +184,49 @@ fn scope(pid: u32) -> u32 {
     if sys::kernel_version() < (6, 10) { 0 } else { pid }
 }
 
-fn attach_perf(object: &mut Object, sites: &[Site], programs: Programs) -> Attached {
-    let (entry, ret) =
-        if programs == Programs::Calls { ("call_entry", "call_return") } else { ("empty", "empty_return") };
-    let mut links = perf_links(object, ret, sites)?;
-    links.extend(perf_links(object, entry, sites)?);
-    Ok((Vec::new(), links))
-}
-
-fn perf_links(object: &mut Object, name: &str, sites: &[Site]) -> Result<Vec<Link>, LoadError> {
-    let explain = |error: &dyn fmt::Display| LoadError::Object(error.to_string());
-    let program: &mut UProbe = object.uprobe(name).map_err(|error| explain(&error))?;
-    let mut links = Vec::new();
-    for site in sites {
-        let Some(pid) = NonZeroU32::new(site.pid) else { continue };
-        for point in &site.points {
-            let at = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(point.offset),
-                cookie: Some(point.cookie),
-            };
-            let id = program.attach(at, &site.path, UProbeScope::OneProcess(pid)).map_err(|error| explain(&error))?;
-            links.push(Link::Perf { _link: program.take_link(id).map_err(|error| explain(&error))? });
+fn attach_perf(object: &Object, sites: &[Site], programs: Programs) -> Attached {
+    let (entry, ret) = entry_and_return(object, programs, AttachType::Perf)?;
+    let uprobes = PerfUprobes::look_up().map_err(refused)?;
+    let mut holder = Holder::start().map_err(refused)?;
+    // Returns first, as above. Each is handed over at once: we may be killed at any moment.
+    for (program, at_return) in [(&ret, true), (&entry, false)] {
+        for site in sites {
+            for point in &site.points {
+                let link = uprobes.link(program.as_fd(), &site.path, *point, at_return, site.pid).map_err(refused)?;
+                holder.take(&link).map_err(refused)?;
+            }
         }
     }
-    Ok(links)
+    Ok(Held::ByChild(holder))
+}
+
+fn refused(error: io::Error) -> LoadError {
+    LoadError::Kernel(error, String::new())
+}
+
+impl Probes {
+    /// Becomes readable when the probes are gone before we let them; `None`: they cannot.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn watch(&self) -> io::Result<Option<OwnedFd>> {
+        match &self.held {
+            Held::Here(_) => Ok(None),
+            Held::ByChild(holder) => holder.watch().map(Some),
+        }
+    }
 }
 
 impl Drop for Probes {
-    /// A link takes the kernel a while to detach, up to 0.1 s for a perf event: all at once is faster.
+    /// A link takes the kernel some 30 ms to detach: all at once is faster.
     fn drop(&mut self) {
         const PARALLEL: usize = 16;
-        let links = std::mem::take(&mut self.links);
+        let Held::Here(links) = &mut self.held else { return };
+        let links = std::mem::take(links);
         if links.len() <= 2 {
             return;
         }
-        let mut shares: Vec<Vec<Link>> = (0..PARALLEL).map(|_| Vec::new()).collect();
+        let mut shares: Vec<Vec<OwnedFd>> = (0..PARALLEL).map(|_| Vec::new()).collect();
         for (index, link) in links.into_iter().enumerate() {
             shares[index % PARALLEL].push(link);
         }

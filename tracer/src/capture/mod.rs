@@ -6,6 +6,7 @@ mod blocked;
 mod btf;
 mod event_polls;
 mod fds;
+mod holder;
 mod in_flight;
 mod join;
 mod order;
@@ -134,6 +135,8 @@ pub trait Events {
 pub struct Capture {
     /// Dropped first: the probes come out.
     probes: Option<Probes>,
+    /// Tells when they are out too early.
+    probes_gone: Option<AsyncFd<OwnedFd>>,
     ring: RingBuf<MapData>,
     decoder: Decoder,
     order: Order,
@@ -207,6 +210,7 @@ enum Wake {
     Sample,
     Ended(EndReason),
     TargetEnded(usize),
+    ProbesGone,
 }
 
 impl Capture {
@@ -215,6 +219,11 @@ impl Capture {
     /// # Errors
     /// When privileges or kernel features are missing; nothing is left attached then.
     pub fn start(processes: Vec<target::Process>, kernel_types: KernelTypes, options: &Options) -> Result<Self, Error> {
+        Self::begin(processes, kernel_types, options)
+            .map_err(|error| name_the_kernel(error, options.net, sys::kernel_version()))
+    }
+
+    fn begin(processes: Vec<target::Process>, kernel_types: KernelTypes, options: &Options) -> Result<Self, Error> {
         let loader = program::loader();
         let kernel = kernel_types.offsets()?;
         let constants = Constants {
@@ -239,7 +248,7 @@ impl Capture {
         object.attach_raw_tracepoint("thread_exit", "sched_process_exit")?;
         object.attach_raw_tracepoint("process_exec", "sched_process_exec")?;
         let probes =
-            attach::attach(&mut object, &processes, &options.classes, options.fds, options.programs, options.link)?;
+            attach::attach(&object, &processes, &options.classes, options.fds, options.programs, options.link)?;
         let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
         if options.net {
             object.attach_raw_tracepoint("syscall_enter", "sys_enter")?;
@@ -284,6 +293,7 @@ impl Capture {
             logger,
             _object: object,
             ready: Vec::new(),
+            probes_gone: watch(&probes).map_err(|error| runtime_error(&error))?,
             probes: Some(probes),
         };
         let now_ns = monotonic_ns();
@@ -311,6 +321,7 @@ impl Capture {
             () = ending.asked() => Wake::Ended(EndReason::Asked),
             () = or_never(deadline.map(sleep_until)) => Wake::Ended(EndReason::Duration),
             index = first_ended(&self.alive) => Wake::TargetEnded(index),
+            _ = or_never(self.probes_gone.as_ref().map(AsyncFd::readable)) => Wake::ProbesGone,
             _ = or_never(tick.as_mut().map(tokio::time::Interval::tick)) => Wake::Tick,
             _ = or_never(sample.as_mut().map(tokio::time::Interval::tick)) => Wake::Sample,
             _ = drain.tick() => Wake::Drain,
@@ -614,6 +625,12 @@ impl Events for Capture {
                 Wake::Sample => self.sample_queues(),
                 Wake::Ended(reason) => self.ended = Some(reason),
                 Wake::TargetEnded(index) => self.target_ended(index),
+                Wake::ProbesGone => {
+                    return Err(Error::Bpf {
+                        action: "go on".into(),
+                        reason: "the child process that holds the probes was killed".into(),
+                    });
+                }
             }
         }
     }
@@ -657,6 +674,11 @@ impl Clock {
             ending: Ending::new()?,
         })
     }
+}
+
+fn watch(probes: &Probes) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    // SAFETY: an owned fd stays open, and the same, for as long as it lives.
+    probes.watch()?.map(|fd| unsafe { AsyncFd::register(fd) }.map_err(Into::into)).transpose()
 }
 
 /// Index of the first target that has ended, once one has.
@@ -732,6 +754,23 @@ where
         .map_err(|error| Error::Bpf { action: "use a map of the BPF object".into(), reason: error.to_string() })
 }
 
+/// What an older kernel refuses, a later one takes. Tried it is all the same: distributions take over what is new into
+/// kernels of old numbers.
+fn name_the_kernel(error: Error, net: bool, kernel: (u32, u32)) -> Error {
+    let (major, minor) = kernel;
+    match error {
+        Error::Bpf { .. } if kernel < (5, 15) => Error::Kernel {
+            what: format!("much of what tracing takes (it is Linux {major}.{minor})"),
+            remedy: "use Linux 5.15 or later; `zmqtrace sockets` works here, too",
+        },
+        Error::Bpf { .. } if net && kernel < (5, 17) => Error::Kernel {
+            what: format!("bpf_loop, by which connections are looked at (it is Linux {major}.{minor})"),
+            remedy: "`latency`, `trace -e net` and --wire-only need Linux 5.17 or later",
+        },
+        other => other,
+    }
+}
+
 fn runtime_error(error: &io::Error) -> Error {
     Error::Bpf { action: "set up signals and timers".into(), reason: error.to_string() }
 }
@@ -746,4 +785,23 @@ fn monotonic_ns() -> u64 {
 
 fn realtime_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_older_kernel_is_blamed() {
+        let refused = |net, kernel| {
+            let error = Error::Bpf { action: "load".into(), reason: "unknown func".into() };
+            name_the_kernel(error, net, kernel).to_string()
+        };
+        assert!(refused(false, (5, 10)).ends_with("use Linux 5.15 or later; `zmqtrace sockets` works here, too"));
+        assert!(refused(true, (5, 15)).ends_with("`trace -e net` and --wire-only need Linux 5.17 or later"));
+        assert_eq!(refused(false, (5, 15)), "cannot load: unknown func");
+        assert_eq!(refused(true, (5, 17)), "cannot load: unknown func");
+        let other = name_the_kernel(Error::PidNamespace, true, (5, 10));
+        assert!(matches!(other, Error::PidNamespace));
+    }
 }

@@ -1,5 +1,5 @@
-//! The BPF object: loaded once by aya, for the maps and the raw tracepoints, and its uprobe programs once
-//! more under the attach types that aya does not know.
+//! The BPF object: loaded by aya, for the maps and the raw tracepoints; its uprobe programs by ourselves, under the
+//! attach types that aya does not know.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, MapError},
-    programs::{RawTracePoint, UProbe},
+    programs::RawTracePoint,
 };
 
 use tracer_common::{
@@ -114,18 +114,7 @@ impl Object {
         program.attach(tracepoint).map(drop).map_err(|error| bpf_error(&action, &Chain(&error)))
     }
 
-    /// One of aya's own uprobe programs, loaded: for perf links.
-    pub fn uprobe(&mut self, name: &str) -> Result<&mut UProbe, Error> {
-        let action = format!("load the program {name}");
-        let program = self.bpf.program_mut(name).ok_or_else(|| bpf_error(&action, &"the object lacks it"))?;
-        let program: &mut UProbe = program.try_into().map_err(|error| bpf_error(&action, &error))?;
-        if program.fd().is_err() {
-            program.load().map_err(|error| bpf_error(&action, &Chain(&error)))?;
-        }
-        Ok(program)
-    }
-
-    /// The same program under another attach type.
+    /// Loads a uprobe program under an attach type.
     pub fn load_as(&self, name: &str, attach: AttachType) -> Result<OwnedFd, LoadError> {
         let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
@@ -194,7 +183,7 @@ fn load(
     })
 }
 
-/// Why a program was not loaded under another attach type, or alone.
+/// Why a program was not loaded or attached.
 #[derive(Debug)]
 pub enum LoadError {
     /// The object is not as expected.

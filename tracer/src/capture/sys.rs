@@ -1,6 +1,5 @@
-//! The `bpf` system calls that aya 0.14 does not make: programs with the attach types of
-//! `uprobe_multi`, their links, reading a map in batches, and what an iterator over tasks takes without the rest of
-//! the object.
+//! The system calls around BPF that aya 0.14 does not make: uprobe programs with every attach type, their links, reading
+//! a map in batches, and what an iterator over tasks takes without the rest of the object.
 
 use std::{
     ffi::CString,
@@ -14,14 +13,19 @@ use std::{
 };
 
 use aya_obj::generated::{
-    BPF_F_RDONLY_PROG, bpf_attach_type::BPF_TRACE_ITER, bpf_attr, bpf_cmd, bpf_insn, bpf_map_type::BPF_MAP_TYPE_ARRAY,
-    bpf_prog_type,
+    BPF_F_RDONLY_PROG, PERF_FLAG_FD_CLOEXEC,
+    bpf_attach_type::{BPF_PERF_EVENT, BPF_TRACE_ITER},
+    bpf_attr, bpf_cmd, bpf_insn,
+    bpf_map_type::BPF_MAP_TYPE_ARRAY,
+    bpf_prog_type, perf_event_attr,
 };
 
 /// Attach types, `enum bpf_attach_type` of `linux/bpf.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum AttachType {
+    /// None: for perf events.
+    Perf = 0,
     /// `BPF_TRACE_UPROBE_MULTI`, Linux 6.6.
     UprobeMulti = 48,
     /// `BPF_TRACE_UPROBE_SESSION`, Linux 6.13.
@@ -43,7 +47,7 @@ pub enum ProgramKind {
 /// Flag of a `uprobe_multi` link: at the return.
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 
-/// One probe of a `uprobe_multi` link.
+/// One probe.
 #[derive(Debug, Clone, Copy)]
 pub struct Point {
     /// In the file, bytes.
@@ -177,6 +181,72 @@ pub fn link_uprobes(
     multi.pid = pid;
     // SAFETY: BPF_LINK_CREATE returns a new fd.
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })
+}
+
+/// What the kernel calls uprobes among the sources of perf events.
+#[derive(Debug, Clone, Copy)]
+pub struct PerfUprobes {
+    kind: u32,
+    /// The bit of `config` that asks for the return.
+    return_bit: u32,
+}
+
+impl PerfUprobes {
+    const SOURCE: &str = "/sys/bus/event_source/devices/uprobe";
+
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// When sysfs does not say.
+    pub fn look_up() -> io::Result<Self> {
+        let number = |file: &str, prefix: &str| {
+            let text = std::fs::read_to_string(format!("{}/{file}", Self::SOURCE))?;
+            let number = text.trim().strip_prefix(prefix).and_then(|number| number.parse().ok());
+            number.ok_or(io::Error::from(io::ErrorKind::InvalidData))
+        };
+        Ok(Self { kind: number("type", "")?, return_bit: number("format/retprobe", "config:")? })
+    }
+
+    /// Attaches a program to one place of a file, in process `pid` only. Needs Linux 5.15 for the cookie.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn link(
+        self,
+        program: BorrowedFd<'_>,
+        path: &Path,
+        point: Point,
+        at_return: bool,
+        pid: u32,
+    ) -> io::Result<OwnedFd> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        // SAFETY: plain integers, for which zero is what the kernel expects of unused fields.
+        let mut event: perf_event_attr = unsafe { zeroed() };
+        event.size = size_of::<perf_event_attr>() as u32;
+        event.type_ = self.kind;
+        event.config = u64::from(at_return) << self.return_bit;
+        event.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
+        event.__bindgen_anon_4.probe_offset = point.offset;
+        // SAFETY: `event` and the path in it are live; the other arguments are integers.
+        let event = unsafe {
+            libc::syscall(libc::SYS_perf_event_open, &raw const event, pid as i32, -1, -1, PERF_FLAG_FD_CLOEXEC)
+        };
+        if event < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the fd is new. It may be closed at the end: the link keeps the event.
+        let event = unsafe { owned(event) };
+
+        let mut attr = empty_attr();
+        // SAFETY: the fields of BPF_LINK_CREATE.
+        let link = unsafe { &mut attr.link_create };
+        link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        link.__bindgen_anon_2.target_fd = event.as_raw_fd() as u32;
+        link.attach_type = BPF_PERF_EVENT as u32;
+        link.__bindgen_anon_3.perf_event.bpf_cookie = point.cookie;
+        // SAFETY: BPF_LINK_CREATE returns a new fd.
+        bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(|fd| unsafe { owned(fd) })
+    }
 }
 
 /// An array of one value that programs cannot change and whose contents the verifier knows: a section of constants.

@@ -1,11 +1,12 @@
 //! Beginnings and ends: of targets, of their threads, of calls, and our own.
 
-use std::{fs, os::unix::fs::FileExt, path::Path, process::Command, time::Instant};
+use std::{fs, process::Command};
 
 use serde_json::Value;
 use zmqtrace::cli::args::DEFAULT_CLASSES;
 
 use crate::{
+    kernels::{Kind, assert_left_alone, assert_nothing_remains, exists, is_pristine, kernel_objects},
     support::{DEADLINE, Tracer, Workload, assert_matches, number, signal},
     truth,
 };
@@ -190,7 +191,7 @@ fn every_way_to_end_it_is_clean_and_leaves_the_target_alone() {
         let finished = tracer.finish().ok();
         assert_eq!(finished.of_type("end")[0]["reason"], reason);
         assert_eq!(finished.of_type("call").len(), if end.is_some() { 4000 } else { 0 });
-        assert!(is_pristine(workload.pid()), "a probe was left behind");
+        assert_left_alone(workload.pid());
     }
     workload.go();
     workload.finish();
@@ -219,15 +220,7 @@ fn nothing_is_left_in_the_kernel_when_it_is_killed() {
     assert_eq!(totals[0]["count"], totals[1]["count"], "every message arrived");
 
     // The kernel frees them a little later.
-    let begin = Instant::now();
-    while objects.iter().any(|object| exists(*object)) || !is_pristine(workload.pid()) {
-        assert!(
-            begin.elapsed() < DEADLINE,
-            "left in the kernel: {:?}",
-            objects.iter().filter(|object| exists(**object))
-        );
-        std::thread::yield_now();
-    }
+    assert_nothing_remains(&objects, workload.pid(), DEADLINE);
     workload.go();
     workload.finish();
 }
@@ -247,58 +240,6 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     assert_eq!(finished.stdout.len(), 1);
     assert_matches(finished.stderr.last().expect("a summary"), r"zmqtrace: \d+ calls seen, .*");
     workload.finish();
-}
-
-/// What BPF calls into being, as its system call numbers them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Program = 11,
-    Map = 12,
-    Link = 31,
-}
-
-/// The BPF objects that a process holds.
-fn kernel_objects(pid: u32) -> Vec<(Kind, u32)> {
-    let mut objects = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("it runs").flatten() {
-        // A fd may be closed while we look.
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        for (name, kind) in [("link_id:", Kind::Link), ("map_id:", Kind::Map), ("prog_id:", Kind::Program)] {
-            let id = text.lines().find_map(|line| line.strip_prefix(name)).and_then(|id| id.trim().parse().ok());
-            objects.extend(id.map(|id| (kind, id)));
-        }
-    }
-    objects
-}
-
-/// Whether an object is there: `BPF_*_GET_NEXT_ID` after the number before it.
-fn exists((kind, id): (Kind, u32)) -> bool {
-    let mut attributes = [id - 1, 0, 0, 0];
-    // SAFETY: reads and writes the 16 bytes that it is given.
-    let found = unsafe { libc::syscall(libc::SYS_bpf, kind as i32, attributes.as_mut_ptr(), size_of_val(&attributes)) };
-    found == 0 && attributes[1] == id
-}
-
-/// Whether the code of libzmq in a process is what its file says: no breakpoint in it.
-fn is_pristine(pid: u32) -> bool {
-    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("it runs");
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
-    let mut seen = false;
-    for line in maps.lines().filter(|line| line.contains(" r-xp ") && line.contains("/libzmq")) {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let (start, end) = fields[0].split_once('-').expect("a range");
-        let hex = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
-        let file = fs::read(Path::new(fields[5])).expect("the library is there");
-        let file = &file[hex(fields[2]) as usize..];
-        let mut code = vec![0; file.len().min((hex(end) - hex(start)) as usize)];
-        memory.read_exact_at(&mut code, hex(start)).expect("it is mapped");
-        seen = true;
-        if code != file[..code.len()] {
-            return false;
-        }
-    }
-    assert!(seen, "no libzmq is mapped:\n{maps}");
-    true
 }
 
 /// Nobody reads our output, so writing blocks: the loop sees neither signal nor timer, yet the program ends.

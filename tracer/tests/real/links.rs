@@ -3,6 +3,7 @@
 use zmqtrace::cli::args::DEFAULT_CLASSES;
 
 use crate::{
+    kernels::version,
     support::{Tracer, Workload},
     truth,
 };
@@ -10,16 +11,10 @@ use crate::{
 /// What a kind of link needs, as (major, minor) of the kernel.
 const KINDS: [(&str, (u32, u32)); 3] = [("session", (6, 13)), ("multi", (6, 6)), ("perf", (5, 15))];
 
-fn kernel() -> (u32, u32) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux has a release");
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse().ok());
-    (numbers.next().expect("a major number"), numbers.next().expect("a minor number"))
-}
-
 #[test]
 fn every_kind_of_link_sees_the_same_calls() {
     for (kind, since) in KINDS {
-        if kernel() < since {
+        if version() < since {
             eprintln!("left out: --link {kind} needs Linux {since:?}");
             continue;
         }
@@ -34,7 +29,7 @@ fn every_kind_of_link_sees_the_same_calls() {
 #[test]
 fn every_kind_of_link_counts_the_same() {
     for (kind, since) in KINDS {
-        if kernel() < since {
+        if version() < since {
             eprintln!("left out: --link {kind} needs Linux {since:?}");
             continue;
         }

@@ -7,6 +7,7 @@
 mod calls;
 mod documents;
 mod images;
+mod kernels;
 mod latency;
 mod life;
 mod links;

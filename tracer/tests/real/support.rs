@@ -255,6 +255,12 @@ impl Tracer {
         }
     }
 
+    /// Waits until it shows something.
+    pub fn shows(self) -> Self {
+        self.line();
+        self
+    }
+
     /// The number of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
