@@ -22,7 +22,7 @@ use tracer_common::{
     record::{Loss, RecordKind},
     wire::{
         CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, Run, Stream, StreamKey, StreamRecord, WIRE_CONTINUES,
-        WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
+        WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WIRE_WHOLE, WireRecord,
     },
     zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, SHORT_GREETING, Walk},
 };
@@ -768,16 +768,18 @@ fn follow_sequence(
 #[inline(always)]
 fn count_pipe(engine: &Engine, is_sent: bool, record: &mut WireRecord) {
     let layout = &engine.layout;
+    let Some(session) = read_user::<u64>(engine.address + u64::from(layout.session)) else { return };
     let pipe = || {
-        let session = read_user::<u64>(engine.address + u64::from(layout.session))?;
         let own = read_user::<u64>(session + u64::from(layout.pipe))?;
         let count = if is_sent { layout.read } else { layout.written };
         let count = read_user::<u64>(own + u64::from(count))?;
         Some((read_user::<u64>(own + u64::from(layout.peer))?, count))
     };
-    if let Some((pipe, count)) = pipe() {
-        record.pipe = pipe;
-        record.pipe_count = count;
+    let Some((pipe, count)) = pipe() else { return };
+    record.pipe = pipe;
+    record.pipe_count = count;
+    if is_sent && read_user::<u8>(session + u64::from(layout.incomplete)) == Some(0) {
+        record.flags |= WIRE_WHOLE;
     }
 }
 

@@ -730,6 +730,7 @@ mod tests {
             local: Some("tcp://127.0.0.1:40000".into()),
             remote: Some(remote.into()),
             from_start: true,
+            sent: None,
         })
     }
 

@@ -636,7 +636,17 @@ mod tests {
         for (inode, local, remote) in [(5, "tcp://a", "tcp://b"), (6, "tcp://b", "tcp://a"), (8, "tcp://b", "tcp://c")]
         {
             let (local, remote) = (Some(local.into()), Some(remote.into()));
-            let stream = Stream { ts_ns: 0, pid: 7, fd: 5, inode, peer_inode: None, local, remote, from_start: false };
+            let stream = Stream {
+                ts_ns: 0,
+                pid: 7,
+                fd: 5,
+                inode,
+                peer_inode: None,
+                local,
+                remote,
+                from_start: false,
+                sent: None,
+            };
             wires.event(&Event::Stream(stream));
         }
         let content = CommandContent::Ready { socket_type: Some("PUSH".into()), identity: None };

@@ -6,6 +6,8 @@
 //! byte. The hooks are in before this is read, and what they have seen by then is not overwritten: so whatever happens
 //! meanwhile, the first bytes that the kernel side sees are those that follow what was read.
 
+use std::collections::BTreeMap;
+
 use aya::maps::{HashMap, MapData};
 use tracer_common::{
     fds::FdKey,
@@ -15,7 +17,7 @@ use tracer_common::{
 
 use super::monotonic_ns;
 use crate::{
-    event::{Pipe, Snapshot},
+    event::{Event, Pipe, PipeCount, Snapshot, Stream as Met},
     inspect::layouts::{self, Layout},
     target::Memory,
 };
@@ -47,20 +49,37 @@ impl Joiner {
         Self { engines, streams, pipes }
     }
 
-    /// Enters what a look that began after the hooks were in has found. Returns the pipes of all sockets, of which the
-    /// kernel side will not speak when they are used.
-    pub fn seed(&mut self, snapshot: &Snapshot) -> Vec<Pipe> {
+    /// Enters what a look that began after the hooks were in has found. `inodes`: of the process's sockets, by fd. Returns
+    /// what the kernel side will not speak of when they are used.
+    pub fn seed(&mut self, snapshot: &Snapshot, inodes: &BTreeMap<i32, u64>) -> Vec<Event> {
         let tgid = snapshot.pid;
         let memory = Memory::new(tgid);
         let mut found = Vec::new();
         for context in snapshot.contexts.iter().filter(|context| !context.inherited) {
             let Some(layout) = context.layout.as_deref().and_then(layouts::named) else { continue };
             for socket in &context.sockets {
-                found.extend(self.seed_pipes(&memory, tgid, socket.handle, layout).unwrap_or_default());
+                let pipes = self.seed_pipes(&memory, tgid, socket.handle, layout).unwrap_or_default();
+                found.extend(pipes.into_iter().map(Event::Pipe));
                 for connection in &socket.connections {
-                    if let (Some(address), Some(fd)) = (connection.engine, connection.fd) {
-                        let engine = Engine { address, handle: socket.handle, layout: engine_layout(layout) };
-                        self.seed_connection(&memory, FdKey { tgid, fd }, &engine);
+                    let (Some(address), Some(fd)) = (connection.engine, connection.fd) else { continue };
+                    let socket_type = socket.socket_type.and_then(|it| u8::try_from(it).ok()).unwrap_or(u8::MAX);
+                    let engine = Engine { address, layout: engine_layout(layout), socket_type, padding: [0; 5] };
+                    let taken = self.seed_connection(&memory, FdKey { tgid, fd }, &engine);
+                    if let (Some((pipe, sent)), Some(inode)) = (taken, inodes.get(&fd)) {
+                        let ts_ns = monotonic_ns();
+                        let (handle, peer) = (socket.handle, pipe);
+                        found.push(Event::Pipe(Pipe { ts_ns, pid: tgid, handle, pipe: sent.pipe, peer }));
+                        found.push(Event::Stream(Met {
+                            ts_ns,
+                            pid: tgid,
+                            fd,
+                            inode: *inode,
+                            peer_inode: None,
+                            local: None,
+                            remote: None,
+                            from_start: false,
+                            sent: Some(sent),
+                        }));
                     }
                 }
             }
@@ -76,19 +95,26 @@ impl Joiner {
         }
     }
 
-    /// Tells the kernel side of the directions of a connection that are between two frames.
-    fn seed_connection(&mut self, memory: &Memory, key: FdKey, engine: &Engine) {
+    /// Tells the kernel side of the directions of a connection that are between two frames. Returns the connection's
+    /// end of its pipe, and what of that is sent, if all is that was taken out of it.
+    fn seed_connection(&mut self, memory: &Memory, key: FdKey, engine: &Engine) -> Option<(u64, PipeCount)> {
         let FdKey { tgid, fd } = key;
         let _ = self.engines.insert(key, engine, NO_REPLACE);
+        let mut sent = None;
         if sends_next_frame(memory, engine) == Some(true) {
             let key = StreamKey { tgid, fd, direction: Direction::Send as u32 };
-            let _ = self.streams.insert(key, Stream::between_frames(false), NO_REPLACE);
+            let taken = taken(memory, engine);
+            if self.streams.insert(key, Stream::between_frames(false), NO_REPLACE).is_ok() {
+                // What was taken out since, if anything, makes this too much: then nothing fits it.
+                sent = taken.filter(|(_, taken)| taken.whole);
+            }
         }
         if awaits_frame(memory, engine) == Some(true) {
             let key = StreamKey { tgid, fd, direction: Direction::Receive as u32 };
             // That it awaits a byte is certain, not that this byte begins a frame: a header of two may be half there.
             let _ = self.streams.insert(key, Stream::between_frames(true), NO_REPLACE);
         }
+        sent
     }
 
     /// Tells the kernel side what the pipes of a socket have counted.
@@ -117,6 +143,8 @@ pub fn engine_layout(layout: &Layout) -> EngineLayout {
         session: layout.engine_session as u16,
         encoder: layout.engine_encoder() as u16,
         pipe: layout.session_pipe as u16,
+        // `incomplete_in` and `pending` lie before the pointer to the engine, in every release.
+        incomplete: layout.session_engine as u16 - 8,
         read: layout.pipe_msgs_read as u16,
         written: layout.pipe_msgs_written as u16,
         peer: layout.pipe_peer as u16,
@@ -137,6 +165,20 @@ fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let message = memory.read_u64(encoder + 64).ok()?;
     let is_sent = memory.read_u64(at - OUT_SIZE_BEFORE_ENCODER).ok()? == 0;
     Some(is_sent && (message == 0 || (to_write == 0 && ends_message)))
+}
+
+/// The connection's end of its pipe, and the messages that it has taken out of that.
+fn taken(memory: &Memory, engine: &Engine) -> Option<(u64, PipeCount)> {
+    let layout = &engine.layout;
+    let session = memory.read_u64(engine.address + u64::from(layout.session)).ok()?;
+    let own = memory.read_u64(session + u64::from(layout.pipe)).ok()?;
+    let count = PipeCount {
+        pipe: memory.read_u64(own + u64::from(layout.peer)).ok()?,
+        count: memory.read_u64(own + u64::from(layout.read)).ok()?,
+        unsure: false,
+        whole: memory.read_u64(session + u64::from(layout.incomplete)).ok()? as u8 == 0,
+    };
+    Some((own, count))
 }
 
 /// Whether the decoder has dealt with all that was received, and awaits one byte.

@@ -376,8 +376,8 @@ impl Capture {
     fn introduce_all(&mut self, process: &target::Process) {
         // What their changes are added to must be read now.
         let mut event_polls = EventPolls::default();
-        let fds = target::fds::fds(process.pid);
-        let snapshot = fds.and_then(|fds| snapshot::take(process, &fds, &mut event_polls, Detail::Names));
+        let fds = target::fds::fds(process.pid).unwrap_or_default();
+        let snapshot = snapshot::take(process, &fds, &mut event_polls, Detail::Names);
         if let Some(follower) = &mut self.follower {
             follower.seed(process, snapshot.as_ref().ok());
         }
@@ -386,14 +386,14 @@ impl Capture {
             // Which sockets a proxy has: it began before us, so no call tells.
             snapshot.blocked = Sleepers::default().find(process, &snapshot.contexts, false).unwrap_or_default();
         }
-        let pipes = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot)).unwrap_or_default();
+        let found = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot, &fds.sockets)).unwrap_or_default();
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);
         }
         let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
         self.introduced.extend(sockets.map(|socket| (process.pid, socket.handle, 0)));
         self.ready.push(Event::Snapshot(Arc::new(snapshot)));
-        self.ready.extend(pipes.into_iter().map(Event::Pipe));
+        self.ready.extend(found);
     }
 
     /// Passes on how full the queues of all targets are.

@@ -6,7 +6,8 @@ use tracer_common::{
     limits::MAX_COMMAND_BYTES,
     wire::{
         COUNT_UNSURE, CommandRecord, Direction as RawDirection, PipeCount as RawPipeCount, PipeRecord, Run,
-        StreamRecord, WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
+        StreamRecord, WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WIRE_WHOLE,
+        WireRecord,
     },
     zmtp::{Ended, REVISION_NONE, SHORT_GREETING},
 };
@@ -41,7 +42,12 @@ pub fn wire(record: &[u8]) -> Option<Wire> {
         ends,
         continues: is(WIRE_CONTINUES),
     });
-    let pipe = (wire.pipe != 0).then_some(PipeCount { pipe: wire.pipe, count: wire.pipe_count, unsure: false });
+    let pipe = (wire.pipe != 0).then_some(PipeCount {
+        pipe: wire.pipe,
+        count: wire.pipe_count,
+        unsure: false,
+        whole: is(WIRE_WHOLE),
+    });
     Some(Wire {
         ts_ns: wire.exit_ns,
         entry_ns: (wire.entry_ns != 0).then_some(wire.entry_ns),
@@ -76,6 +82,7 @@ pub fn stream(record: &[u8]) -> Option<Stream> {
         local,
         remote,
         from_start: stream.from_start == 1,
+        sent: None,
     })
 }
 
@@ -91,6 +98,7 @@ pub fn pipes(data: &[u8]) -> Vec<PipeCount> {
         pipe,
         count: count & !COUNT_UNSURE,
         unsure: count & COUNT_UNSURE != 0,
+        whole: false,
     };
     all_of(data, usize::MAX).map(count).collect()
 }

@@ -34,6 +34,10 @@ pub struct Stream {
     pub remote: Option<String>,
     /// Whether it was seen being made.
     pub from_start: bool,
+    /// Of one that was found at rest, between two messages: what it had taken out of the queue between it and its socket,
+    /// all of which it had sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<PipeCount>,
 }
 
 /// A system call on a connection has returned.
@@ -240,12 +244,15 @@ pub enum CommandContent {
 pub struct PipeCount {
     /// Address of the socket's end.
     pub pipe: u64,
-    /// Messages until now. Of a [`Wire`] that sent: taken out by the connection; of one that received: put in before by
+    /// Messages until now. Of a [`Wire`] or [`Stream`] that sent: taken out by the connection; of one that received: put in before by
     /// it. Of a call: written or read by the socket, this one included.
     pub count: u64,
     /// Of a call: the pipe was not known before, so that it may have been an earlier one that changed its count.
     #[serde(default)]
     pub unsure: bool,
+    /// Of the connection: it has not taken parts of the next message, too. False: it may have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
 }
 
 /// A pipe is met for the first time.

@@ -196,13 +196,16 @@ fn pairs_within_a_process_and_between_two() {
     assert_between_two(&["--pattern", "pair", "--count", "10000"], &[]);
 }
 
+/// Which frame is a message's last is encrypted, too: counts tell.
 #[test]
 fn what_is_encrypted() {
-    // Which frame is a message's last is hidden: only writes that end with a frame tell.
-    assert_sound_between_two(&["--curve", "--count", "10000"]);
-    assert_between_two(&["--curve", "--count", "10000", "--rate", "10000"], &[]);
-    assert_sound_between_two(&["--curve", "--count", "2000", "--parts", "4", "--size", "40,1300,70000"]);
-    assert_sound_between_two(&["--curve", "--count", "1000", "--pattern", "req"]);
+    assert_between_two(&["--curve", "--count", "20000"], &[]);
+    assert_between_two(&["--curve", "--count", "20000", "--receivers", "3"], &[]);
+    assert_between_two(&["--curve", "--count", "5000", "--parts", "4", "--size", "40,1300,70000"], &[]);
+    assert_between_two(&["--curve", "--count", "20000", "--parts", "7", "--size", "70", "--transport", "ipc"], &[]);
+    assert_between_two(&["--curve", "--count", "3000", "--pattern", "dealer", "--senders", "3", "--parts", "3"], &[]);
+    assert_between_two(&["--curve", "--count", "2000", "--pattern", "req", "--senders", "2"], &[]);
+    assert_between_two(&["--curve", "--count", "1000", "--pattern", "req", "--parts", "3"], &[]);
 }
 
 /// No call of a program moves what a proxy forwards: of each message the one end is known, and the wire.
@@ -269,7 +272,13 @@ fn attach_late(arguments: &[&str]) -> (usize, usize, Report) {
 
 #[test]
 fn attached_late_to_a_busy_tcp_connection() {
-    for arguments in [&["--size", "64"][..], &["--identical"], &["--size", "20,300,9000"]] {
+    for arguments in [
+        &["--size", "64"][..],
+        &["--identical"],
+        &["--size", "20,300,9000"],
+        &["--curve", "--size", "64"],
+        &["--curve", "--parts", "3"],
+    ] {
         let (matched, received, report) = attach_late(arguments);
         assert!(received > 5000, "{received} in the time that counts");
         assert!(nearly_all(matched, received), "{matched} of {received}: {:?}", report.coverage);

@@ -283,7 +283,9 @@ const PAIR: i32 = 0;
 const PUB: i32 = 1;
 const SUB: i32 = 2;
 const REQ: i32 = 3;
+const REP: i32 = 4;
 const DEALER: i32 = 5;
+const ROUTER: i32 = 6;
 const PUSH: i32 = 8;
 const XPUB: i32 = 9;
 const XSUB: i32 = 10;
@@ -319,7 +321,13 @@ impl Latency {
             Event::Call(call) => self.call(world, call),
             Event::InFlight(sample) => self.proxies(&sample.call),
             Event::Wire(wire) => self.wire(world, wire),
-            Event::Stream(stream) => self.streams.met(stream),
+            Event::Stream(stream) => {
+                self.streams.met(stream);
+                if let Some(sent) = &stream.sent {
+                    let pipe = self.pipes.at(stream.pid, sent.pipe);
+                    self.streams.rests(stream.inode, pipe, sent.count, stream.ts_ns);
+                }
+            }
             Event::Command(command) => self.command(command),
             Event::Pipe(pipe) => {
                 self.piped.insert(pipe.pid);
@@ -371,7 +379,7 @@ impl Latency {
 
     fn settle(&mut self) {
         self.settled_ns = self.now_ns;
-        self.streams.settle(self.now_ns);
+        self.streams.settle(self.now_ns, &self.matching);
         self.take_crossings();
         self.matching.settle(&self.pipes);
         for state in self.pipes.states_mut() {
@@ -383,7 +391,7 @@ impl Latency {
     }
 
     fn end(&mut self) {
-        self.streams.end(self.now_ns);
+        self.streams.end(self.now_ns, &self.matching);
         self.take_crossings();
         let streams = &self.streams;
         let reason = |pipes: &Pipes, number: Number| {
@@ -543,7 +551,8 @@ impl Latency {
             return;
         }
         let ApiMessage { socket, enter_ns, return_ns, size, parts, flaw, .. } = *message;
-        let moved = Moved { socket, enter_ns, return_ns, size, parts, flaw };
+        let frames = frames(socket_type, parts).filter(|_| flaw.is_none());
+        let moved = Moved { socket, enter_ns, return_ns, size, parts, frames, flaw };
         let (mut sure, mut perhaps, mut next) = (Vec::new(), Vec::new(), Vec::new());
         for count in counts {
             let stamps = (enter_ns, return_ns);
@@ -605,6 +614,7 @@ impl Latency {
     fn numbered(&mut self, (pipe, number): (u64, Number), moved: Moved, is_sent: bool) {
         if is_sent {
             self.matching.sent(number, moved);
+            self.streams.sent(number, &self.matching);
         } else {
             self.matching.received(number, moved);
             self.pass(moved.socket.pid, pipe, number);
@@ -685,7 +695,7 @@ impl Latency {
         let has_calls = wire.handle.is_some() && !is_proxied;
         let pipe = pipe.filter(|_| has_calls);
         match wire.direction {
-            Direction::Send => self.streams.wrote(wire, pipe, has_calls),
+            Direction::Send => self.streams.wrote(wire, pipe, has_calls, &self.matching),
             Direction::Receive => self.streams.read(wire, pipe, has_calls),
         }
     }
@@ -702,6 +712,17 @@ impl Latency {
             }
             _ => {}
         }
+    }
+}
+
+/// Frames that a message has on the wire at least, by the parts that the program sends.
+fn frames(socket_type: Option<i32>, parts: u32) -> Option<u32> {
+    match socket_type? {
+        // The first one says to whom.
+        ROUTER => parts.checked_sub(1),
+        // Behind an envelope: an empty frame, and before that those that say how a reply finds its way back.
+        REQ | REP => Some(parts + 1),
+        _ => Some(parts),
     }
 }
 
