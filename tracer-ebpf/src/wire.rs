@@ -1152,11 +1152,26 @@ extern "C" fn wire_tell(what: u64) -> u64 {
     1
 }
 
-/// Whether a command is the READY of a SUB or XSUB, as all that are known write it.
+/// Whether a command is the READY of a SUB or XSUB, or what a PLAIN client says instead, as all that are known write it.
 #[inline(always)]
 fn is_subscriber(command: &[u8; 2 * MAX_COMMAND_BYTES], len: u32) -> bool {
-    let starts = len >= 25 && command[0] == 5 && command[1] == b'R' && command[6] == 11 && command[7] == b'S';
-    starts
-        && (command[21] == 3 && command[22] == b'S' && command[23] == b'U' && command[24] == b'B'
-            || command[21] == 4 && command[22] == b'X' && command[23] == b'S' && command[24] == b'U')
+    const READY: usize = 6;
+    const INITIATE: usize = 9;
+    len >= 25 && command[0] as usize + 1 == READY && command[1] == b'R' && names_subscriber::<READY>(command)
+        || len >= 28
+            && command[0] as usize + 1 == INITIATE
+            && command[1] == b'I'
+            && names_subscriber::<INITIATE>(command)
+}
+
+/// Whether the first property, behind the name of the command, is the socket type, and that one that subscribes.
+#[inline(always)]
+const fn names_subscriber<const AT: usize>(command: &[u8; 2 * MAX_COMMAND_BYTES]) -> bool {
+    // The lengths of the property's name and of its value, the name, `Socket-Type`, and the value.
+    let (value_len, value) = (command[AT + 15], AT + 16);
+    let is_type = command[AT] == 11 && command[AT + 1] == b'S';
+    let is_sub = value_len == 3 && command[value] == b'S';
+    let is_xsub = value_len == 4 && command[value] == b'X' && command[value + 1] == b'S';
+    is_type
+        && (is_sub && command[value + 1] == b'U' && command[value + 2] == b'B' || is_xsub && command[value + 2] == b'U')
 }

@@ -13,7 +13,7 @@ enum { MORE = 1, LONG = 2, COMMAND = 4 };
 static long count = 1000, parts = 1, chunk = 0, read_size = 65536, every = 0;
 static struct sizes sizes;
 static const char *type = "PUSH", *version = "3.1", *topic = NULL, *fails_with = NULL;
-static bool pings, dies, late;
+static bool pings, dies, late, plain;
 static int connection;
 
 static uint64_t written, writes, bytes_read, reads, pongs;
@@ -130,7 +130,8 @@ static void write_command(const char *name, const void *data, size_t size)
     write_frame(COMMAND, body, 1 + length + size);
 }
 
-static void write_ready(void)
+// The command that says who this is: READY, of PLAIN's client INITIATE.
+static void introduce(const char *name)
 {
     char data[256];
     size_t length = 0, type_length = strlen(type);
@@ -146,7 +147,7 @@ static void write_ready(void)
         memcpy(data + length, "\x08Identity\0\0\0\7rawpeer", 20);
         length += 20;
     }
-    write_command("READY", data, length);
+    write_command(name, data, length);
 }
 
 static int type_number(void)
@@ -159,19 +160,21 @@ static int type_number(void)
     die("unknown type %s", type);
 }
 
-static void expect_ready(void)
+static void expect(const char *name)
 {
     int flags;
     uint64_t size;
     unsigned char *body = read_frame(&flags, &size);
-    if (!(flags & COMMAND) || size < 6 || memcmp(body, "\5READY", 6) != 0)
-        die("no READY but a frame of %lu bytes with flags %d", size, flags);
+    size_t length = strlen(name);
+    if (!(flags & COMMAND) || size < 1 + length || body[0] != length || memcmp(body + 1, name, length) != 0)
+        die("no %s but a frame of %lu bytes with flags %d", name, size, flags);
     free(body);
 }
 
 static void shake_hands_3(void)
 {
-    unsigned char greeting[64] = {0xff, [8] = 1, [9] = 0x7f, [10] = 3, [11] = version[2] - '0', 'N', 'U', 'L', 'L'};
+    unsigned char greeting[64] = {0xff, [8] = 1, [9] = 0x7f, [10] = 3, [11] = version[2] - '0'};
+    strcpy((char *)greeting + 12, plain ? "PLAIN" : "NULL");
     write_bytes(greeting, sizeof greeting);
     read_bytes(greeting, sizeof greeting);
     if (fails_with) {
@@ -181,8 +184,12 @@ static void shake_hands_3(void)
         write_command("ERROR", error, 1 + error[0]);
         return;
     }
-    write_ready();
-    expect_ready();
+    if (plain) {
+        write_command("HELLO", "\4name\6secret", 12);
+        expect("WELCOME");
+    }
+    introduce(plain ? "INITIATE" : "READY");
+    expect("READY");
 }
 
 // The signature, by which a libzmq sees that there are versions; then version, type, and the identity as a frame.
@@ -326,6 +333,7 @@ int main(int argc, char **argv)
                                                {"error", TEXT, &fails_with},
                                                {"die-in-message", FLAG, &dies},
                                                {"late", FLAG, &late},
+                                               {"plain", FLAG, &plain},
                                                {0}});
     sizes = parse_sizes(size);
     pings = every > 0;

@@ -454,7 +454,8 @@ impl Connections {
         if known.state != State::Handshake {
             return None;
         }
-        if let CommandContent::Greeting { socket_type: Some(own), .. } = &command.content
+        if let CommandContent::Greeting { socket_type: Some(own), .. }
+        | CommandContent::Initiate { socket_type: Some(own), .. } = &command.content
             && command.direction == Direction::Send
         {
             known.own_type = Some(own.clone());
@@ -462,6 +463,7 @@ impl Connections {
         let is_of_handshake = match &command.content {
             CommandContent::Greeting { .. }
             | CommandContent::Ready { .. }
+            | CommandContent::Initiate { .. }
             | CommandContent::Identity { .. }
             | CommandContent::Error { .. } => true,
             CommandContent::Other { name } => name != "MESSAGE",

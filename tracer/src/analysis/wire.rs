@@ -252,7 +252,8 @@ impl Wires {
                     end.mechanism.clone_from(mechanism);
                 }
             }
-            CommandContent::Ready { socket_type: Some(socket_type), .. } => {
+            CommandContent::Ready { socket_type: Some(socket_type), .. }
+            | CommandContent::Initiate { socket_type: Some(socket_type), .. } => {
                 end.types[side] = Some(socket_type.clone());
             }
             CommandContent::Subscribe { .. } | CommandContent::Cancel { .. }

@@ -111,7 +111,7 @@ pub fn command(record: &[u8]) -> Option<Command> {
         what if what == Ended::Greeting as u8 => greeting(&command),
         what if what == Ended::Identity as u8 => CommandContent::Identity { identity: Bytes::copy_from_slice(data) },
         what if what == Ended::Message as u8 => subscription(data)?,
-        what if what == Ended::Command as u8 => content(data)?,
+        what if what == Ended::Command as u8 => content(data, &command.mechanism)?,
         _ => return None,
     };
     Some(Command {
@@ -155,7 +155,7 @@ fn subscription(data: &[u8]) -> Option<CommandContent> {
 }
 
 /// What a command says: the length of its name, the name, what belongs to it.
-fn content(data: &[u8]) -> Option<CommandContent> {
+fn content(data: &[u8], mechanism: &[u8; 8]) -> Option<CommandContent> {
     // libzmq's PLAIN has "\x5ERROR" in its source, of which C makes one byte, 0x5e, and "RROR".
     if let Some(rest) = data.strip_prefix(b"\x5eRROR") {
         return Some(error(rest));
@@ -163,14 +163,12 @@ fn content(data: &[u8]) -> Option<CommandContent> {
     let (name, rest) = short_text(data)?;
     Some(match name {
         b"READY" => {
-            let value = |wanted: &str| {
-                let mut values = Properties(rest);
-                values.find(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes())).map(|(_, value)| value)
-            };
-            CommandContent::Ready {
-                socket_type: value("Socket-Type").map(printable),
-                identity: value("Identity").filter(|identity| !identity.is_empty()).map(Bytes::copy_from_slice),
-            }
+            let (socket_type, identity) = who(rest);
+            CommandContent::Ready { socket_type, identity }
+        }
+        b"INITIATE" if mechanism == b"PLAIN\0\0\0" => {
+            let (socket_type, identity) = who(rest);
+            CommandContent::Initiate { socket_type, identity }
         }
         b"ERROR" => error(rest),
         b"SUBSCRIBE" => CommandContent::Subscribe { topic: Bytes::copy_from_slice(rest) },
@@ -184,6 +182,16 @@ fn content(data: &[u8]) -> Option<CommandContent> {
     })
 }
 
+/// Socket type and identity, from properties.
+fn who(properties: &[u8]) -> (Option<String>, Option<Bytes>) {
+    let value = |wanted: &str| {
+        let mut values = Properties(properties);
+        values.find(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes())).map(|(_, value)| value)
+    };
+    let identity = value("Identity").filter(|identity| !identity.is_empty());
+    (value("Socket-Type").map(printable), identity.map(Bytes::copy_from_slice))
+}
+
 /// What follows the name of an ERROR: a reason behind its length.
 fn error(rest: &[u8]) -> CommandContent {
     CommandContent::Error { reason: printable(short_text(rest).map_or(rest, |(reason, _)| reason)) }
@@ -195,7 +203,7 @@ fn short_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(usize::from(*len).min(rest.len())))
 }
 
-/// Names and values of a READY: a name behind its length in one byte, a value behind its length in four. Ends where
+/// Names and values of a READY or INITIATE: a name behind its length in one byte, a value behind its length in four. Ends where
 /// that is not all there.
 struct Properties<'data>(&'data [u8]);
 
@@ -224,6 +232,12 @@ fn all_of<T: Pod>(bytes: &[u8], most: usize) -> impl Iterator<Item = T> {
 mod tests {
     use super::*;
 
+    const NULL: [u8; 8] = *b"NULL\0\0\0\0";
+
+    fn content(data: &[u8]) -> Option<CommandContent> {
+        super::content(data, &NULL)
+    }
+
     fn ready(properties: &[(&str, &[u8])]) -> Vec<u8> {
         let mut data = b"\x05READY".to_vec();
         for (name, value) in properties {
@@ -251,6 +265,20 @@ mod tests {
         assert_eq!(content(b"\x05ERROR\x03bad"), Some(CommandContent::Error { reason: "bad".into() }));
         assert_eq!(content(b"\x5eRROR\x03400"), Some(CommandContent::Error { reason: "400".into() }));
         assert_eq!(content(b"\x05HELLO\x01\x00"), Some(CommandContent::Other { name: "HELLO".into() }));
+    }
+
+    /// The client's password is nobody's business.
+    #[test]
+    fn who_the_client_is_stands_in_its_initiate_unless_that_is_encrypted() {
+        let initiate = ready(&[("Socket-Type", b"SUB"), ("Identity", b"me")]).split_off(6);
+        let initiate = [b"\x08INITIATE", &initiate[..]].concat();
+        let (socket_type, identity) = (Some("SUB".into()), Some(Bytes::from_static(b"me")));
+        let told = super::content(&initiate, b"PLAIN\0\0\0");
+        assert_eq!(told, Some(CommandContent::Initiate { socket_type, identity }));
+        let encrypted = super::content(&initiate, b"CURVE\0\0\0");
+        assert_eq!(encrypted, Some(CommandContent::Other { name: "INITIATE".into() }));
+        let hello = super::content(b"\x05HELLO\x04name\x06secret", b"PLAIN\0\0\0");
+        assert_eq!(hello, Some(CommandContent::Other { name: "HELLO".into() }));
     }
 
     #[test]

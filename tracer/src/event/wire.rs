@@ -202,6 +202,14 @@ pub enum CommandContent {
         #[serde(with = "super::state::optional_bytes")]
         identity: Option<Bytes>,
     },
+    /// INITIATE of PLAIN: the client says who it is. What it says with CURVE is encrypted.
+    Initiate {
+        /// `Socket-Type`.
+        socket_type: Option<String>,
+        /// `Identity`.
+        #[serde(with = "super::state::optional_bytes")]
+        identity: Option<Bytes>,
+    },
     /// The identity that a peer before ZMTP 3.0 sends first.
     Identity {
         /// It.

@@ -82,7 +82,7 @@ impl Streams {
                 peer.mechanism.clone_from(mechanism);
                 peer.socket_type.clone_from(socket_type);
             }
-            CommandContent::Ready { socket_type, identity } => {
+            CommandContent::Ready { socket_type, identity } | CommandContent::Initiate { socket_type, identity } => {
                 peer.socket_type.clone_from(socket_type);
                 peer.identity.clone_from(identity);
             }

@@ -300,6 +300,35 @@ fn handshakes_of_each_version_cut_into_single_bytes() {
     }
 }
 
+/// With PLAIN the client says who it is by INITIATE.
+#[test]
+fn both_ends_of_a_plain_handshake() {
+    let arguments = ["--pattern", "dealer", "--count", "20", "--plain", "--late"];
+    let mut program = Program::c(&arguments);
+    let tracer = Tracer::attach("trace", &program.workload, &["--json", "-e", "net"]);
+    go(&mut [&mut program]);
+    let events = tracer.interrupt().ok().of_type("connection_event");
+    let done: Vec<_> = events.iter().filter(|event| event["event"] == "handshake_done").collect();
+    let mut peers: Vec<_> = done.iter().map(|event| (text(event, "socket"), text(event, "peer_type"))).collect();
+    peers.sort_unstable();
+    assert_eq!(peers, [(program.name(0), "ROUTER"), (program.name(1), "DEALER")], "{events:?}");
+
+    let arguments = ["--pattern", "dealer", "--role", "receiver", "--count", "20", "--plain"];
+    let mut receiver = Program::c(&arguments);
+    let endpoint = receiver.endpoint();
+    let arguments = ["--endpoint", &endpoint, "--type", "DEALER", "--count", "20", "--plain", "--late", "--chunk", "1"];
+    let mut peer = Workload::c("rawpeer", &arguments);
+    let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+    receiver.workload.say("go");
+    peer.go();
+    receiver.workload.answer("done");
+    let events = tracer.interrupt().ok().of_type("connection_event");
+    let done = events.iter().find(|event| event["event"] == "handshake_done");
+    let done = done.unwrap_or_else(|| panic!("it was done: {events:?}"));
+    assert_eq!((text(done, "peer_type"), text(done, "peer_identity")), ("DEALER", "rawpeer"), "{done}");
+    peer.close();
+}
+
 #[test]
 fn a_peer_that_refuses_the_handshake() {
     let mut receiver = Program::c(&["--role", "receiver", "--until-told"]);

@@ -706,7 +706,8 @@ impl Latency {
             CommandContent::Greeting { mechanism: Some(mechanism), .. } => {
                 ending.is_encrypted |= matches!(mechanism.as_str(), "CURVE" | "GSSAPI");
             }
-            CommandContent::Ready { socket_type: Some(socket_type), .. } => {
+            CommandContent::Ready { socket_type: Some(socket_type), .. }
+            | CommandContent::Initiate { socket_type: Some(socket_type), .. } => {
                 let which = usize::from(command.direction == Direction::Receive);
                 ending.subscribes[which] |= matches!(socket_type.as_str(), "SUB" | "XSUB" | "DISH");
             }
