@@ -216,6 +216,19 @@ impl Walk {
         if self.skip == 0 { self.end() } else { Ended::Nothing }
     }
 
+    /// Leaves the greeting if the peer is one without versions, to which the signature was the header of a frame: it names
+    /// an identity, of which nothing may follow. To be asked before each byte of a greeting, and when the other direction
+    /// has moved. `other`: as for [`take`](Self::take).
+    #[inline(always)]
+    pub const fn recognise(&mut self, other: u8) -> Ended {
+        let is_signed = self.phase == Phase::Greeting as u8 && self.seen == SIGNATURE_BYTES;
+        if !is_signed || other != REVISION_NONE {
+            return Ended::Nothing;
+        }
+        self.revision = REVISION_NONE;
+        self.long_frame1(0)
+    }
+
     /// Takes the next byte, none of a body. `other`: what the walk of the other direction says is its
     /// [`revision`](Self::revision).
     #[inline(always)]
@@ -358,20 +371,6 @@ impl Walk {
             return self.long_frame1(byte);
         }
         if at == REVISION {
-            if other == REVISION_NONE {
-                // To a peer without versions the signature was a frame's header, and this begins its body.
-                self.revision = REVISION_NONE;
-                let ended = self.long_frame1(0);
-                if self.skip > 0 {
-                    return self.pass(1);
-                }
-                if matches!(ended, Ended::Nonsense) {
-                    return ended;
-                }
-                // An empty body ended before: this byte begins the next frame, and ends none.
-                let begun = self.take_header1(byte);
-                return if matches!(begun, Ended::Nonsense) { begun } else { ended };
-            }
             // What no version is must not read as that there is none.
             self.revision = if byte < REVISION_NONE { byte } else { REVISION_NONE - 1 };
         }

@@ -24,7 +24,7 @@ use tracer_common::{
         CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, Run, Stream, StreamKey, StreamRecord, WIRE_CONTINUES,
         WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WIRE_WHOLE, WireRecord,
     },
-    zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, SHORT_GREETING, Walk},
+    zmtp::{Ended, MORE, Phase, REVISION_NONE, REVISION_UNKNOWN, SHORT_GREETING, Walk},
 };
 
 use crate::{
@@ -99,7 +99,9 @@ const IPPROTO_TCP: u16 = 6;
 const EINPROGRESS: i64 = 115;
 
 // Types of sockets, `zmq.h`.
+const ZMQ_PUB: u8 = 1;
 const ZMQ_SUB: u8 = 2;
+const ZMQ_XPUB: u8 = 9;
 const ZMQ_XSUB: u8 = 10;
 
 /// `struct iovec`.
@@ -673,10 +675,15 @@ extern "C" fn wire_walk() -> u64 {
         stream.is_provisional = 1;
     }
     if len > 0 && stream.walk.is_synchronised() {
+        let greets = matches!(stream.walk.phase(), Phase::Greeting);
         scratch.walk = stream.walk;
         scratch.subscribes = stream.subscribes;
         walk(scratch, len);
         stream.walk = scratch.walk;
+        if greets {
+            wire_recognise(scratch.key.direction.into(), 1 - (scratch.key.direction & 1) as u64);
+            wire_recognise(1 - (scratch.key.direction & 1) as u64, scratch.key.direction.into());
+        }
         if scratch.is_lost != 0 {
             stream.walk.lose();
             stream.is_provisional = 0;
@@ -869,6 +876,26 @@ fn walk(scratch: &mut Scratch, len: u64) {
     }
 }
 
+/// Ends a direction's greeting if the other one has shown by now that its sender knows no versions.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn wire_recognise(direction: u64, other: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    let key = scratch.key;
+    let Some(other) = STREAMS.get_ptr(&StreamKey { direction: other as u32 & 1, ..key }) else { return 0 };
+    // SAFETY: a live map value.
+    let revision = unsafe { (*other).walk.revision() };
+    scratch.key.direction = direction as u32 & 1;
+    if let Some(stream) = stream(&scratch.key)
+        && matches!(stream.walk.recognise(revision), Ended::Identity)
+    {
+        scratch.walk = stream.walk;
+        wire_tell(Ended::Identity as u64);
+    }
+    scratch.key = key;
+    1
+}
+
 /// One step of a walk, as `bpf_loop` calls it; 1 ends it.
 extern "C" fn step(_: u64, _: *mut c_void) -> u64 {
     // The compiler knows that it is no more, the verifier does not.
@@ -904,6 +931,12 @@ extern "C" fn wire_step() -> u64 {
     }
     if scratch.walk.expects_frame2() && scratch.subscribes == 0 && wire_short_frames(here) != 0 {
         return 0;
+    }
+    if matches!(scratch.walk.phase(), Phase::Greeting) {
+        let ended = scratch.walk.recognise(scratch.other_revision);
+        if !matches!(scratch.walk.phase(), Phase::Greeting) {
+            return end(scratch, ended);
+        }
     }
     let byte = scratch.window[scratch.window_at as usize & (WINDOW_BYTES - 1)];
     pass(scratch, 1);
@@ -1118,10 +1151,24 @@ extern "C" fn wire_tell(what: u64) -> u64 {
     let Some(stream) = stream(&scratch.key) else { return 0 };
     let len = stream.command_len;
     stream.command_len = 0;
+    if what == Ended::Message as u64 {
+        // Before ZMTP 3.1 a message that begins with 1 or 0 subscribes; others are the program's own.
+        if len == 0 || stream.command[0] > 1 {
+            return 0;
+        }
+        scratch.record.frames -= 1;
+        scratch.record.messages -= 1;
+        scratch.record.commands += 1;
+    }
     let is_greeted_by_subscriber = what == Ended::Greeting as u64
         && scratch.walk.as_server == SHORT_GREETING
         && matches!(scratch.walk.minor, ZMQ_SUB | ZMQ_XSUB);
-    if is_greeted_by_subscriber || is_subscriber(&stream.command, len) {
+    // Without versions nobody says what he is: it follows from what this end's socket is.
+    let is_unversioned = what == Ended::Identity as u64 && scratch.walk.revision() == REVISION_NONE;
+    if is_greeted_by_subscriber
+        || is_subscriber(&stream.command, len)
+        || is_unversioned && is_subscription(&scratch.key)
+    {
         stream.subscribes = 1;
         scratch.subscribes = 1;
     }
@@ -1150,6 +1197,19 @@ extern "C" fn wire_tell(what: u64) -> u64 {
     }
     entry.submit(NO_WAKEUP);
     1
+}
+
+/// Whether what goes this way are subscriptions, by the type of this end's socket.
+#[inline(always)]
+fn is_subscription(key: &StreamKey) -> bool {
+    let Some(engine) = ENGINES.get_ptr(&FdKey { tgid: key.tgid, fd: key.fd }) else { return false };
+    // SAFETY: a live map value.
+    let socket_type = unsafe { (*engine).socket_type };
+    if key.direction == Direction::Send as u32 {
+        matches!(socket_type, ZMQ_SUB | ZMQ_XSUB)
+    } else {
+        matches!(socket_type, ZMQ_PUB | ZMQ_XPUB)
+    }
 }
 
 /// Whether a command is the READY of a SUB or XSUB, or what a PLAIN client says instead, as all that are known write it.

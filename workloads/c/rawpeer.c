@@ -205,15 +205,15 @@ static void shake_hands_2(void)
     free(read_frame(&flags, &size));
 }
 
-// An identity at once. What libzmq begins with looks like the long header of a frame and is one: of its identity, which
-// has no bytes.
+// An identity at once. What libzmq begins with looks like the long header of a frame and is one: of its own identity.
 static void shake_hands_1(void)
 {
     write_frame(0, "rawpeer", 7);
-    unsigned char theirs[10];
+    unsigned char theirs[10], identity[255];
     read_bytes(theirs, sizeof theirs);
-    if (theirs[0] != 0xff || theirs[8] != 1 || theirs[9] != 0x7f)
+    if (theirs[0] != 0xff || theirs[8] == 0 || theirs[9] != 0x7f)
         die("the greeting is not libzmq's");
+    read_bytes(identity, theirs[8] - 1);
 }
 
 static void open_connection(const char *endpoint)

@@ -33,6 +33,7 @@ static const struct pattern *pattern;
 static struct sizes sizes;
 static long count = 1000, parts = 1, rate = 0, senders = 1, receivers = 1;
 static long pause_ms = 0, reconnect_every = 0, hwm = -1, first_sender = 0;
+static const char *identity;
 static bool identical, curve, plain, sender_binds, until_told, late;
 static void *context;
 
@@ -120,6 +121,8 @@ static void *new_socket(int type, bool binds)
     int mark = hwm;
     check(zmq_setsockopt(socket, ZMQ_SNDHWM, &mark, sizeof mark) == 0);
     check(zmq_setsockopt(socket, ZMQ_RCVHWM, &mark, sizeof mark) == 0);
+    if (identity)
+        check(zmq_setsockopt(socket, ZMQ_ROUTING_ID, identity, strlen(identity)) == 0);
     if (curve)
         use_curve(socket, binds);
     if (plain)
@@ -467,6 +470,7 @@ int main(int argc, char **argv)
                                                {"size", TEXT, &size},
                                                {"log", TEXT, &log_path},
                                                {"server-key", TEXT, &server_key},
+                                               {"identity", TEXT, &identity},
                                                {"count", INTEGER, &count},
                                                {"parts", INTEGER, &parts},
                                                {"rate", INTEGER, &rate},

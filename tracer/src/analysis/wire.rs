@@ -68,8 +68,6 @@ pub struct Moved {
     may_be_in_message: bool,
     /// Bytes of the present system call in messages that ended in it.
     covered_bytes: u64,
-    /// Subscriptions that are yet to be taken out of the messages.
-    subscriptions: u64,
 }
 
 /// Sums.
@@ -256,13 +254,6 @@ impl Wires {
             | CommandContent::Initiate { socket_type: Some(socket_type), .. } => {
                 end.types[side] = Some(socket_type.clone());
             }
-            CommandContent::Subscribe { .. } | CommandContent::Cancel { .. }
-                if end.version().is_none_or(|version| version < (3, 1)) =>
-            {
-                let moved = if side == 0 { &mut end.sent } else { &mut end.received };
-                moved.subscriptions += 1;
-                moved.settle_subscriptions();
-            }
             _ => {}
         }
         end.is_zmtp = true;
@@ -398,18 +389,7 @@ impl Moved {
             self.counts.frames += u64::from(frames.frames);
             self.counts.messages += u64::from(frames.messages);
             self.counts.commands += u64::from(frames.commands);
-            self.settle_subscriptions();
         }
-    }
-
-    /// Before ZMTP 3.1 a subscription looks like a message, but is none. It may be told before or after the system call
-    /// that carries it.
-    fn settle_subscriptions(&mut self) {
-        let some = self.subscriptions.min(self.counts.messages);
-        self.subscriptions -= some;
-        self.counts.messages -= some;
-        self.counts.frames = self.counts.frames.saturating_sub(some);
-        self.counts.commands += some;
     }
 
     /// Takes the lengths of messages. They are given from end to end: a command in between would be taken for a part.
@@ -571,21 +551,6 @@ mod tests {
         let end = only(&wires);
         assert_eq!((end.received.counts.bytes, end.is_closed), (10, true));
         assert_eq!(end.both().synchronised(), Some(1.0));
-    }
-
-    #[test]
-    fn subscriptions_are_no_messages() {
-        let mut wires = wires();
-        let topic = bytes::Bytes::from_static(b"a");
-        let content = CommandContent::Subscribe { topic };
-        let direction = Direction::Send;
-        let subscription = Event::Command(Command { ts_ns: 9, pid: 7, tid: 7, fd: 5, inode: 5, direction, content });
-        let call = |position| Event::Wire(wire(5, 4, position, Some(frames(1, Inside::Nothing, &[(4, 1)]))));
-        for event in [&subscription, &call(0), &call(4), &subscription] {
-            wires.event(event);
-        }
-        let counts = only(&wires).sent.counts;
-        assert_eq!((counts.messages, counts.frames, counts.commands), (0, 0, 2));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub struct Wire {
 pub struct Frames {
     /// Frames that ended, without commands.
     pub frames: u32,
-    /// Messages that ended: frames without a successor.
+    /// Messages that ended: frames without a successor. Subscriptions are commands, in whatever form.
     pub messages: u32,
     /// Commands that ended.
     pub commands: u32,

@@ -88,6 +88,8 @@ impl Streams {
             }
             CommandContent::Identity { identity } => {
                 peer.identity = Some(identity.clone()).filter(|identity| !identity.is_empty());
+                // Who has versions names his before.
+                peer.version.get_or_insert((1, 0));
             }
             _ => {}
         }
