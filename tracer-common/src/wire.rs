@@ -100,11 +100,9 @@ impl Stream {
         }
     }
 
-    /// One whose next byte begins a frame, or seems to.
-    pub const fn between_frames(is_provisional: bool) -> Self {
-        let mut walk = Walk::unknown();
-        walk.join(0);
-        Self { walk, is_provisional: is_provisional as u8, ..Self::unknown() }
+    /// One that was walked so far.
+    pub const fn walked(walk: Walk) -> Self {
+        Self { walk, ..Self::unknown() }
     }
 }
 
@@ -120,7 +118,7 @@ pub struct Engine {
     /// `ZMQ_TYPE` of its socket.
     pub socket_type: u8,
     /// Explicit padding.
-    pub padding: [u8; 5],
+    pub padding: [u8; 3],
 }
 
 /// Offsets on the way from an engine to its queues and to its place in the frames.
@@ -131,6 +129,8 @@ pub struct EngineLayout {
     pub session: u16,
     /// In the engine: the pointer to its encoder. Its decoder is [`DECODER_BEFORE_ENCODER`] before.
     pub encoder: u16,
+    /// In the engine: what it received of the peer's greeting, 64 bytes.
+    pub greeting: u16,
     /// In the session: the pointer to its pipe.
     pub pipe: u16,
     /// In the session: whether the message that it last took out of its pipe has parts in there still, one byte.
@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(size_of::<StreamKey>(), 12);
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
         assert_eq!(size_of::<Stream>(), 104 + 2 * MAX_COMMAND_BYTES);
-        assert_eq!(size_of::<EngineLayout>(), 18);
+        assert_eq!(size_of::<EngineLayout>(), 20);
         assert_eq!(size_of::<Engine>(), 32);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);

@@ -39,6 +39,12 @@ pub const REVISION_NONE: u8 = 0xfe;
 /// [`Walk::as_server`]: the greeting is one of ZMTP 2.0 or before, which has no mechanism but a socket type.
 pub const SHORT_GREETING: u8 = 2;
 
+/// Whether frames as of ZMTP 1.0 follow a greeting, of which these are the first bytes.
+#[inline(always)]
+pub const fn is_old(greeting: &[u8; REVISION as usize + 1]) -> bool {
+    greeting[0] != 0xff || greeting[SIGNATURE_BYTES as usize - 1] & 1 == 0 || greeting[REVISION as usize] == 0
+}
+
 /// What a walk is in, one byte.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,16 +141,23 @@ impl Walk {
         }
     }
 
-    /// Puts it where a frame, of ZMTP 2.0 or later, ends in `skip` bytes. What it counted before remains.
+    /// Puts it where a frame ends in `skip` bytes, of ZMTP 1.0 if `is_old`. What it counted before remains.
     #[inline(always)]
-    pub const fn join(&mut self, skip: u64) {
-        self.phase = Phase::Frames2 as u8;
+    pub const fn join(&mut self, skip: u64, is_old: bool) {
+        self.phase = if is_old { Phase::Frames1 as u8 } else { Phase::Frames2 as u8 };
         self.skip = skip;
         self.seen = 0;
         self.flags = 0;
         self.size = 0;
         self.identity_due = 0;
         self.is_rest = (skip > 0) as u8;
+    }
+
+    /// Puts it inside the body of a frame, of which all but `skip` bytes have come.
+    pub const fn join_inside(&mut self, flags: u8, skip: u64) {
+        self.join(skip, false);
+        self.flags = flags;
+        self.is_rest = 0;
     }
 
     /// Gives up. What it counted remains.

@@ -648,7 +648,7 @@ fn garbage_does_no_harm() {
             match random.below(4) {
                 0 => {
                     let skip = random.pick(&[0, 1, 300, 1 << 47, 1 << 63, u64::MAX]);
-                    direction.walk.join(skip);
+                    direction.walk.join(skip, random.one_in(2));
                     assert_eq!(direction.walk.is_at_boundary(), skip == 0);
                     assert_eq!(direction.walk.is_in_rest(), skip > 0);
                 }
@@ -671,7 +671,18 @@ fn a_joined_stream_goes_on_behind_the_rest_of_its_frame() {
         let start = item.body + random.below((item.end - item.body) as usize + 1) as u64;
         let mut direction = Direction::new(Walk::unknown());
         direction.position = start;
-        direction.walk.join(item.end - start);
+        // Where libzmq has the frame's flags in its memory they are known.
+        let flags = match item.what {
+            Ended::Command => Some(COMMAND),
+            Ended::Part => Some(MORE),
+            Ended::Message => Some(0),
+            _ => None,
+        };
+        let flags = flags.filter(|_| start < item.end && random.one_in(2));
+        match flags {
+            Some(flags) => direction.walk.join_inside(flags, item.end - start),
+            None => direction.walk.join(item.end - start, false),
+        }
         let mut rest = &script.bytes[start as usize..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(1 + random.below(rest.len()));
@@ -681,7 +692,8 @@ fn a_joined_stream_goes_on_behind_the_rest_of_its_frame() {
         let mut expected = parsed.ended(script.bytes.len() as u64);
         expected.retain(|(_, end)| *end > item.end);
         if start < item.end {
-            expected.insert(0, (Ended::Rest, item.end));
+            let ended = if flags.is_some() { item.what } else { Ended::Rest };
+            expected.insert(0, (ended, item.end));
         }
         assert_eq!(direction.ended, expected);
     }

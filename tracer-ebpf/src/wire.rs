@@ -24,7 +24,7 @@ use tracer_common::{
         CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, Run, Stream, StreamKey, StreamRecord, WIRE_CONTINUES,
         WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WIRE_WHOLE, WireRecord,
     },
-    zmtp::{Ended, MORE, Phase, REVISION_NONE, REVISION_UNKNOWN, SHORT_GREETING, Walk},
+    zmtp::{Ended, MORE, Phase, REVISION_NONE, REVISION_UNKNOWN, SHORT_GREETING, Walk, is_old},
 };
 
 use crate::{
@@ -671,7 +671,7 @@ extern "C" fn wire_walk() -> u64 {
     let has_engine = scratch.record.pipe != 0;
     let len = scratch.len;
     if is_sent && !has_engine && !stream.walk.is_synchronised() && stream.was_complete != 0 {
-        stream.walk.join(0);
+        stream.walk.join(0, false);
         stream.is_provisional = 1;
     }
     if len > 0 && stream.walk.is_synchronised() {
@@ -803,6 +803,12 @@ extern "C" fn wire_join_send() -> u64 {
     1
 }
 
+/// Whether the frames of a connection are those of ZMTP 1.0.
+#[inline(always)]
+fn speaks_old(engine: &Engine) -> bool {
+    read_user(engine.address + u64::from(engine.layout.greeting)).is_some_and(|greeting| is_old(&greeting))
+}
+
 #[inline(always)]
 fn join_send(engine: &Engine, stream: &mut Stream) {
     /// `encoder_base_t` behind its table of virtual functions, as in 4.1 to 4.3.5: where it writes from, how much, the
@@ -827,7 +833,7 @@ fn join_send(engine: &Engine, stream: &mut Stream) {
     if let Some(rest) = rest()
         && rest < ABSURD_REST
     {
-        stream.walk.join(rest);
+        stream.walk.join(rest, speaks_old(engine));
     }
 }
 
@@ -844,7 +850,7 @@ fn join_receive(engine: &Engine, stream: &mut Stream) {
     };
     if let Some(rest) = rest() {
         if stream.is_provisional == 0 || stream.walk.skip != rest {
-            stream.walk.join(rest);
+            stream.walk.join(rest, speaks_old(engine));
             stream.held_frames = 0;
             stream.held_messages = 0;
         }

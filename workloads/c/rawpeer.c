@@ -10,7 +10,7 @@
 
 enum { MORE = 1, LONG = 2, COMMAND = 4 };
 
-static long count = 1000, parts = 1, chunk = 0, read_size = 65536, every = 0;
+static long count = 1000, parts = 1, chunk = 0, read_size = 65536, every = 0, stall = -1;
 static struct sizes sizes;
 static const char *type = "PUSH", *version = "3.1", *topic = NULL, *fails_with = NULL;
 static bool pings, dies, late, plain;
@@ -18,13 +18,25 @@ static int connection;
 
 static uint64_t written, writes, bytes_read, reads, pongs;
 
-// What is under way to the kernel. A frame is written in pieces of --chunk bytes, wherever these cut it.
+static void say_ready(void)
+{
+    ready("\"type\":\"%s\",\"zmtp\":\"%s\"", type, version);
+    await_line("go");
+}
+
+// What is under way to the kernel. A frame is written in pieces of --chunk bytes, wherever these cut it. After --stall
+// bytes it goes on when it is told to.
 
 static void write_bytes(const void *data, size_t size)
 {
     const char *bytes = data;
     while (size) {
         size_t piece = chunk && (size_t)chunk < size ? (size_t)chunk : size;
+        if (stall >= 0 && written == (uint64_t)stall) {
+            say_ready();
+            stall = -1;
+        } else if (stall >= 0 && written + piece > (uint64_t)stall)
+            piece = stall - written;
         ssize_t ret = write(connection, bytes, piece);
         check(ret > 0);
         written += ret;
@@ -329,6 +341,7 @@ int main(int argc, char **argv)
                                                {"chunk", INTEGER, &chunk},
                                                {"read", INTEGER, &read_size},
                                                {"ping-every", INTEGER, &every},
+                                               {"stall", INTEGER, &stall},
                                                {"subscribe", TEXT, &topic},
                                                {"error", TEXT, &fails_with},
                                                {"die-in-message", FLAG, &dies},
@@ -337,6 +350,7 @@ int main(int argc, char **argv)
                                                {0}});
     sizes = parse_sizes(size);
     pings = every > 0;
+    bool stalls = stall >= 0;
     bool receives = strcmp(type, "SUB") == 0 || strcmp(type, "PULL") == 0;
     if (!endpoint || (*version != '1' && *version != '2' && *version != '3'))
         die("give an --endpoint to connect to; --zmtp is 1.0, 2.0, 3.0 or 3.1");
@@ -345,9 +359,8 @@ int main(int argc, char **argv)
         open_connection(endpoint);
         shake_hands();
     }
-    ready("\"type\":\"%s\",\"zmtp\":\"%s\"", type, version);
-
-    await_line("go");
+    if (!stalls)
+        say_ready();
     if (late) {
         open_connection(endpoint);
         shake_hands();

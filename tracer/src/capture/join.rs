@@ -12,12 +12,18 @@ use aya::maps::{HashMap, MapData};
 use tracer_common::{
     fds::FdKey,
     limits::MAX_PIPES,
-    wire::{DECODER_BEFORE_ENCODER, Direction, Engine, EngineLayout, PipesKey, PipesSeen, Stream, StreamKey},
+    wire::{
+        DECODER_BEFORE_ENCODER, Direction as RawDirection, Engine, EngineLayout, PipesKey, PipesSeen, Stream, StreamKey,
+    },
+    zmtp::{Walk, is_old},
 };
 
-use super::monotonic_ns;
+use super::{handshake, monotonic_ns};
 use crate::{
-    event::{Event, Pipe, PipeCount, Snapshot, Stream as Met},
+    event::{
+        Command, CommandContent, ConnectionState, Direction, Event, Pipe, PipeCount, Snapshot, SocketState,
+        Stream as Met,
+    },
     inspect::layouts::{self, Layout},
     target::Memory,
 };
@@ -62,24 +68,33 @@ impl Joiner {
                 found.extend(pipes.into_iter().map(Event::Pipe));
                 for connection in &socket.connections {
                     let (Some(address), Some(fd)) = (connection.engine, connection.fd) else { continue };
+                    let Some(inode) = inodes.get(&fd).copied() else { continue };
                     let socket_type = socket.socket_type.and_then(|it| u8::try_from(it).ok()).unwrap_or(u8::MAX);
-                    let engine = Engine { address, layout: engine_layout(layout), socket_type, padding: [0; 5] };
-                    let taken = self.seed_connection(&memory, FdKey { tgid, fd }, &engine);
-                    if let (Some((pipe, sent)), Some(inode)) = (taken, inodes.get(&fd)) {
-                        let ts_ns = monotonic_ns();
-                        let (handle, peer) = (socket.handle, pipe);
-                        found.push(Event::Pipe(Pipe { ts_ns, pid: tgid, handle, pipe: sent.pipe, peer }));
-                        found.push(Event::Stream(Met {
-                            ts_ns,
-                            pid: tgid,
-                            fd,
-                            inode: *inode,
-                            peer_inode: None,
-                            local: None,
-                            remote: None,
-                            from_start: false,
-                            sent: Some(sent),
+                    let engine = Engine { address, layout: engine_layout(layout), socket_type, padding: [0; 3] };
+                    let key = FdKey { tgid, fd };
+                    let _ = self.engines.insert(key, engine, NO_REPLACE);
+                    let met = |sent| Met {
+                        ts_ns: monotonic_ns(),
+                        pid: tgid,
+                        fd,
+                        inode,
+                        peer_inode: None,
+                        local: None,
+                        remote: None,
+                        from_start: false,
+                        sent,
+                    };
+                    if connection.state == Some(ConnectionState::Handshake) {
+                        let said = self.seed_handshake(&memory, key, &engine, socket);
+                        found.push(Event::Stream(met(None)));
+                        found.extend(said.into_iter().map(|(direction, content)| {
+                            let ts_ns = monotonic_ns();
+                            Event::Command(Command { ts_ns, pid: tgid, tid: tgid, fd, inode, direction, content })
                         }));
+                    } else if let Some((pipe, sent)) = self.seed_connection(&memory, key, &engine) {
+                        let (ts_ns, handle, peer) = (monotonic_ns(), socket.handle, pipe);
+                        found.push(Event::Pipe(Pipe { ts_ns, pid: tgid, handle, pipe: sent.pipe, peer }));
+                        found.push(Event::Stream(met(Some(sent))));
                     }
                 }
             }
@@ -95,24 +110,45 @@ impl Joiner {
         }
     }
 
+    /// Tells the kernel side how far a handshake is. Returns what was said by then.
+    fn seed_handshake(
+        &mut self,
+        memory: &Memory,
+        FdKey { tgid, fd }: FdKey,
+        engine: &Engine,
+        socket: &SocketState,
+    ) -> Vec<(Direction, CommandContent)> {
+        let Some(begun) = handshake::look(memory, engine, socket) else { return Vec::new() };
+        for (direction, stream) in begun.streams {
+            let _ = self.streams.insert(StreamKey { tgid, fd, direction: direction as u32 }, stream, NO_REPLACE);
+        }
+        begun.said
+    }
+
     /// Tells the kernel side of the directions of a connection that are between two frames. Returns the connection's
     /// end of its pipe, and what of that is sent, if all is that was taken out of it.
-    fn seed_connection(&mut self, memory: &Memory, key: FdKey, engine: &Engine) -> Option<(u64, PipeCount)> {
-        let FdKey { tgid, fd } = key;
-        let _ = self.engines.insert(key, engine, NO_REPLACE);
+    fn seed_connection(
+        &mut self,
+        memory: &Memory,
+        FdKey { tgid, fd }: FdKey,
+        engine: &Engine,
+    ) -> Option<(u64, PipeCount)> {
+        let mut walk = Walk::unknown();
+        walk.join(0, speaks_old(memory, engine)?);
         let mut sent = None;
         if sends_next_frame(memory, engine) == Some(true) {
-            let key = StreamKey { tgid, fd, direction: Direction::Send as u32 };
+            let key = StreamKey { tgid, fd, direction: RawDirection::Send as u32 };
             let taken = taken(memory, engine);
-            if self.streams.insert(key, Stream::between_frames(false), NO_REPLACE).is_ok() {
+            if self.streams.insert(key, Stream::walked(walk), NO_REPLACE).is_ok() {
                 // What was taken out since, if anything, makes this too much: then nothing fits it.
                 sent = taken.filter(|(_, taken)| taken.whole);
             }
         }
         if awaits_frame(memory, engine) == Some(true) {
-            let key = StreamKey { tgid, fd, direction: Direction::Receive as u32 };
+            let key = StreamKey { tgid, fd, direction: RawDirection::Receive as u32 };
             // That it awaits a byte is certain, not that this byte begins a frame: a header of two may be half there.
-            let _ = self.streams.insert(key, Stream::between_frames(true), NO_REPLACE);
+            let stream = Stream { is_provisional: 1, ..Stream::walked(walk) };
+            let _ = self.streams.insert(key, stream, NO_REPLACE);
         }
         sent
     }
@@ -127,8 +163,8 @@ impl Joiner {
         for (at, index) in (0..count).enumerate() {
             let pipe = memory.read_u64(begin + 8 * index).ok()?;
             seen.pipes[at] = pipe;
-            seen.counts[Direction::Send as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_written).ok()?;
-            seen.counts[Direction::Receive as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_read).ok()?;
+            seen.counts[RawDirection::Send as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_written).ok()?;
+            seen.counts[RawDirection::Receive as usize][at] = memory.read_u64(pipe + layout.pipe_msgs_read).ok()?;
             let peer = memory.read_u64(pipe + layout.pipe_peer).ok()?;
             found.push(Pipe { ts_ns: monotonic_ns(), pid, handle, pipe, peer });
         }
@@ -142,6 +178,7 @@ pub fn engine_layout(layout: &Layout) -> EngineLayout {
     EngineLayout {
         session: layout.engine_session as u16,
         encoder: layout.engine_encoder() as u16,
+        greeting: layout.engine_greeting as u16,
         pipe: layout.session_pipe as u16,
         // `incomplete_in` and `pending` lie before the pointer to the engine, in every release.
         incomplete: layout.session_engine as u16 - 8,
@@ -153,10 +190,32 @@ pub fn engine_layout(layout: &Layout) -> EngineLayout {
     }
 }
 
+/// An engine's decoder and encoder.
+#[derive(Debug, Clone, Copy)]
+pub struct Codecs {
+    /// Address of the decoder; 0: there is none yet.
+    pub decoder: u64,
+    /// Address of the encoder; 0: there is none yet.
+    pub encoder: u64,
+}
+
+impl Codecs {
+    pub fn read(memory: &Memory, engine: &Engine) -> Option<Self> {
+        let at = engine.address + u64::from(engine.layout.encoder);
+        let decoder = memory.read_u64(at - DECODER_BEFORE_ENCODER).ok()?;
+        Some(Self { decoder, encoder: memory.read_u64(at).ok()? })
+    }
+
+    /// Whether the encoder has ever been given a frame: before it writes from nowhere.
+    pub fn has_encoded(&self, memory: &Memory) -> Option<bool> {
+        Some(memory.read_u64(self.encoder + 8).ok()? != 0)
+    }
+}
+
 /// Whether all that the encoder was given is sent.
-fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
+pub fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let at = engine.address + u64::from(engine.layout.encoder);
-    let encoder = memory.read_u64(at).ok()?;
+    let encoder = Codecs::read(memory, engine)?.encoder;
     if encoder == 0 {
         return None;
     }
@@ -182,9 +241,9 @@ fn taken(memory: &Memory, engine: &Engine) -> Option<(u64, PipeCount)> {
 }
 
 /// Whether the decoder has dealt with all that was received, and awaits one byte.
-fn awaits_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
+pub fn awaits_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let at = engine.address + u64::from(engine.layout.encoder);
-    let decoder = memory.read_u64(at - DECODER_BEFORE_ENCODER).ok()?;
+    let decoder = Codecs::read(memory, engine)?.decoder;
     if decoder == 0 {
         return None;
     }
@@ -192,4 +251,11 @@ fn awaits_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let to_read = memory.read_u64(decoder + 32).ok()?;
     let is_decoded = memory.read_u64(at - IN_SIZE_BEFORE_ENCODER).ok()? == 0;
     Some(is_decoded && to_read == 1 && reads_to.wrapping_sub(decoder) < DECODER_BYTES)
+}
+
+/// Whether the frames of a connection are those of ZMTP 1.0.
+fn speaks_old(memory: &Memory, engine: &Engine) -> Option<bool> {
+    let mut greeting = [0; 11];
+    memory.read(engine.address + u64::from(engine.layout.greeting), &mut greeting).ok()?;
+    Some(is_old(&greeting))
 }

@@ -6,6 +6,7 @@ mod blocked;
 mod btf;
 mod event_polls;
 mod fds;
+mod handshake;
 mod in_flight;
 mod join;
 mod order;

@@ -108,7 +108,9 @@ pub fn command(record: &[u8]) -> Option<Command> {
     let command: CommandRecord = read(record, size_of::<CommandRecord>())?;
     let data = &command.data[..(command.data_len as usize).min(MAX_COMMAND_BYTES)];
     let content = match command.what {
-        what if what == Ended::Greeting as u8 => greeting(&command),
+        what if what == Ended::Greeting as u8 => {
+            greeting(command.revision, command.minor, command.as_server, &command.mechanism)
+        }
         what if what == Ended::Identity as u8 => CommandContent::Identity { identity: Bytes::copy_from_slice(data) },
         what if what == Ended::Message as u8 => subscription(data)?,
         what if what == Ended::Command as u8 => content(data, &command.mechanism)?,
@@ -125,22 +127,23 @@ pub fn command(record: &[u8]) -> Option<Command> {
     })
 }
 
-fn greeting(command: &CommandRecord) -> CommandContent {
-    let version = match command.revision {
+/// What a greeting says, as a walk has kept it.
+pub fn greeting(revision: u8, minor: u8, as_server: u8, mechanism: &[u8; 8]) -> CommandContent {
+    let version = match revision {
         0 | REVISION_NONE => (1, 0),
         1 => (2, 0),
         // What libzmq takes for 3.x.
         2 => (3, 0),
-        major => (major, command.minor),
+        major => (major, minor),
     };
-    if command.as_server == SHORT_GREETING {
-        let socket_type = constants::socket_type(command.minor.into()).map(String::from);
+    if as_server == SHORT_GREETING {
+        let socket_type = constants::socket_type(minor.into()).map(String::from);
         let version = (version.0, 0);
         return CommandContent::Greeting { version, mechanism: None, as_server: false, socket_type };
     }
-    let name = command.mechanism.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = mechanism.split(|byte| *byte == 0).next().unwrap_or_default();
     let mechanism = (version.0 >= 3).then(|| printable(name));
-    CommandContent::Greeting { version, mechanism, as_server: command.as_server == 1, socket_type: None }
+    CommandContent::Greeting { version, mechanism, as_server: as_server == 1, socket_type: None }
 }
 
 /// What a message of a subscriber says, before ZMTP 3.1: its first byte is 1 or 0. Others are the program's own.

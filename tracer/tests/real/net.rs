@@ -302,6 +302,89 @@ fn handshakes_of_each_version_cut_into_single_bytes() {
     }
 }
 
+/// A handshake that had begun before is followed to its end from wherever it was.
+#[test]
+fn handshakes_that_had_begun() {
+    let stalls = [
+        ("3.1", &[0, 1, 5, 10, 11, 12, 40, 64, 66, 67, 80, 100][..]),
+        ("3.0", &[0, 11, 64, 90]),
+        ("2.0", &[0, 5, 11]),
+        ("1.0", &[0]),
+    ];
+    for (version, stalls) in stalls {
+        for stall in stalls {
+            let mut receiver = Program::c(&["--pattern", "dealer", "--role", "receiver", "--count", "20"]);
+            let (endpoint, stall) = (receiver.endpoint(), stall.to_string());
+            let arguments = ["--endpoint", &endpoint, "--type", "DEALER", "--count", "20", "--stall", &stall];
+            let mut peer = Workload::c("rawpeer", &[&arguments[..], &["--zmtp", version]].concat());
+            let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+            receiver.workload.say("go");
+            peer.go();
+            receiver.workload.answer("done");
+            let finished = tracer.interrupt().ok();
+            let events = finished.of_type("connection_event");
+            let [done] = &events[..] else { panic!("{version} after {stall}: {events:?}") };
+            assert_eq!(done["event"], "handshake_done", "{version} after {stall}: {done}");
+            let peer_type = if version == "1.0" { Value::Null } else { "DEALER".into() };
+            assert_eq!(done["peer_type"], peer_type, "{version} after {stall}: {done}");
+            assert_eq!(done["peer_identity"], "rawpeer", "{version} after {stall}: {done}");
+            let moved = moved(&finished.of_type("syscall"));
+            let from_peer = &moved[&(u64::from(receiver.pid()), receiver.name(0).to_owned(), false)];
+            assert_eq!((from_peer.messages, from_peer.frames), (20, 20), "{version} after {stall}");
+            peer.close();
+        }
+    }
+}
+
+/// Where frames begin is known of a connection that was there before, whatever version it speaks.
+#[test]
+fn connections_that_were_there_before() {
+    for version in ["3.1", "3.0", "2.0", "1.0"] {
+        let mut receiver = Program::c(&["--role", "receiver", "--count", "200"]);
+        let endpoint = receiver.endpoint();
+        let arguments = ["--endpoint", &endpoint, "--count", "200", "--size", "8,300", "--zmtp", version];
+        let mut peer = Workload::c("rawpeer", &arguments);
+        let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+        receiver.workload.say("go");
+        peer.go();
+        receiver.workload.answer("done");
+        let moved = moved(&tracer.interrupt().ok().of_type("syscall"));
+        let from_peer = &moved[&(u64::from(receiver.pid()), receiver.name(0).to_owned(), false)];
+        assert_eq!((from_peer.messages, from_peer.frames), (200, 200), "{version}");
+        peer.close();
+    }
+}
+
+/// Why it fails is told, too.
+#[test]
+fn handshakes_that_had_begun_and_fail() {
+    for (arguments, stall, why) in [
+        (&["--type", "PUB"][..], "5", "PUB"),
+        (&["--type", "PUB"], "70", "PUB"),
+        (&["--error", "not today"], "64", "not today"),
+        (&["--error", "not today"], "70", "not today"),
+    ] {
+        let mut receiver = Program::c(&["--role", "receiver", "--until-told"]);
+        let endpoint = receiver.endpoint();
+        let mut peer = Workload::c("rawpeer", &[&["--endpoint", &endpoint, "--stall", stall], arguments].concat());
+        let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+        receiver.workload.say("go");
+        peer.say("go");
+        // It has to come: nothing says when.
+        let failed = loop {
+            let object = tracer.object();
+            if object["type"] == "connection_event" {
+                break object;
+            }
+        };
+        assert_eq!(failed["event"], "handshake_failed", "{failed}");
+        assert!(text(&failed, "detail").contains(why), "{failed}");
+        tracer.interrupt().ok();
+        receiver.workload.say("stop");
+        receiver.workload.answer("done");
+    }
+}
+
 /// Subscriptions are no messages, by command or by message.
 #[test]
 fn subscriptions_of_each_version() {
