@@ -345,8 +345,8 @@ mod tests {
     fn records_have_no_hidden_padding() {
         assert_eq!(size_of::<FdKey>(), 8);
         assert_eq!(size_of::<FdOwner>(), 32);
-        assert_eq!(size_of::<WatcherConfig>(), 30);
-        assert_eq!(size_of::<FdConfig>(), 8 + 30 * MAX_WATCHERS);
+        assert_eq!(size_of::<WatcherConfig>(), 34);
+        assert_eq!(size_of::<FdConfig>(), 8 + 34 * MAX_WATCHERS);
         assert_eq!(size_of::<FdAddress>(), 40 + MAX_PATH_BYTES);
         assert_eq!(size_of::<FdRecord>(), 48 + size_of::<FdAddress>() + 4);
         assert_eq!(size_of::<SocketLayout>(), 24 * 4);

@@ -100,11 +100,9 @@ impl Stream {
         }
     }
 
-    /// One whose next byte begins a frame, or seems to.
-    pub const fn between_frames(is_provisional: bool) -> Self {
-        let mut walk = Walk::unknown();
-        walk.join(0);
-        Self { walk, is_provisional: is_provisional as u8, ..Self::unknown() }
+    /// One that was walked so far.
+    pub const fn walked(walk: Walk) -> Self {
+        Self { walk, ..Self::unknown() }
     }
 }
 
@@ -115,10 +113,12 @@ impl Stream {
 pub struct Engine {
     /// Address of the engine, of its base class `i_poll_events`.
     pub address: u64,
-    /// The socket's address.
-    pub handle: u64,
     /// Where what follows lies.
     pub layout: EngineLayout,
+    /// `ZMQ_TYPE` of its socket.
+    pub socket_type: u8,
+    /// Explicit padding.
+    pub padding: [u8; 5],
 }
 
 /// Offsets on the way from an engine to its queues and to its place in the frames.
@@ -129,8 +129,12 @@ pub struct EngineLayout {
     pub session: u16,
     /// In the engine: the pointer to its encoder. Its decoder is [`DECODER_BEFORE_ENCODER`] before.
     pub encoder: u16,
+    /// In the engine: what it received of the peer's greeting, 64 bytes.
+    pub greeting: u16,
     /// In the session: the pointer to its pipe.
     pub pipe: u16,
+    /// In the session: whether the message that it last took out of its pipe has parts in there still, one byte.
+    pub incomplete: u16,
     /// In a pipe: its [`PipeEnd`].
     pub counts: u16,
     /// In a message: its type; 0: not known.
@@ -139,8 +143,6 @@ pub struct EngineLayout {
     pub message_content: u16,
     /// In the session: what the [`PipeEnd::sink`] of its pipe points to.
     pub sink: u16,
-    /// Explicit padding.
-    pub padding: u16,
 }
 
 /// How far before an engine's pointer to its encoder the one to its decoder lies.
@@ -221,6 +223,9 @@ pub const WIRE_FROM_START: u8 = 1 << 2;
 pub const WIRE_CONTINUES: u8 = 1 << 3;
 /// [`WireRecord::flags`]: bytes were moved that were not seen: what was counted before does not go on here.
 pub const WIRE_GAP: u8 = 1 << 4;
+/// [`WireRecord::flags`]: sent: of none of the messages that the connection had taken out of the pipe are parts in there
+/// still.
+pub const WIRE_WHOLE: u8 = 1 << 5;
 
 /// A connection's end is met for the first time. Followed in the ring by nothing.
 #[repr(C)]
@@ -453,7 +458,7 @@ mod tests {
         assert_eq!(size_of::<StreamKey>(), 12);
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
         assert_eq!(size_of::<Stream>(), 104 + 2 * MAX_COMMAND_BYTES);
-        assert_eq!(size_of::<EngineLayout>(), 16);
+        assert_eq!(size_of::<EngineLayout>(), 18);
         assert_eq!(size_of::<Engine>(), 32);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);

@@ -39,6 +39,12 @@ pub const REVISION_NONE: u8 = 0xfe;
 /// [`Walk::as_server`]: the greeting is one of ZMTP 2.0 or before, which has no mechanism but a socket type.
 pub const SHORT_GREETING: u8 = 2;
 
+/// Whether frames as of ZMTP 1.0 follow a greeting, of which these are the first bytes.
+#[inline(always)]
+pub const fn is_old(greeting: &[u8; REVISION as usize + 1]) -> bool {
+    greeting[0] != 0xff || greeting[SIGNATURE_BYTES as usize - 1] & 1 == 0 || greeting[REVISION as usize] == 0
+}
+
 /// What a walk is in, one byte.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,16 +141,23 @@ impl Walk {
         }
     }
 
-    /// Puts it where a frame, of ZMTP 2.0 or later, ends in `skip` bytes. What it counted before remains.
+    /// Puts it where a frame ends in `skip` bytes, of ZMTP 1.0 if `is_old`. What it counted before remains.
     #[inline(always)]
-    pub const fn join(&mut self, skip: u64) {
-        self.phase = Phase::Frames2 as u8;
+    pub const fn join(&mut self, skip: u64, is_old: bool) {
+        self.phase = if is_old { Phase::Frames1 as u8 } else { Phase::Frames2 as u8 };
         self.skip = skip;
         self.seen = 0;
         self.flags = 0;
         self.size = 0;
         self.identity_due = 0;
         self.is_rest = (skip > 0) as u8;
+    }
+
+    /// Puts it inside the body of a frame, of which all but `skip` bytes have come.
+    pub const fn join_inside(&mut self, flags: u8, skip: u64) {
+        self.join(skip, false);
+        self.flags = flags;
+        self.is_rest = 0;
     }
 
     /// Gives up. What it counted remains.
@@ -214,6 +227,19 @@ impl Walk {
     pub const fn pass(&mut self, len: u64) -> Ended {
         self.skip = self.skip.saturating_sub(len);
         if self.skip == 0 { self.end() } else { Ended::Nothing }
+    }
+
+    /// Leaves the greeting if the peer is one without versions, to which the signature was the header of a frame: it names
+    /// an identity, of which nothing may follow. To be asked before each byte of a greeting, and when the other direction
+    /// has moved. `other`: as for [`take`](Self::take).
+    #[inline(always)]
+    pub const fn recognise(&mut self, other: u8) -> Ended {
+        let is_signed = self.phase == Phase::Greeting as u8 && self.seen == SIGNATURE_BYTES;
+        if !is_signed || other != REVISION_NONE {
+            return Ended::Nothing;
+        }
+        self.revision = REVISION_NONE;
+        self.long_frame1(0)
     }
 
     /// Takes the next byte, none of a body. `other`: what the walk of the other direction says is its
@@ -358,20 +384,6 @@ impl Walk {
             return self.long_frame1(byte);
         }
         if at == REVISION {
-            if other == REVISION_NONE {
-                // To a peer without versions the signature was a frame's header, and this begins its body.
-                self.revision = REVISION_NONE;
-                let ended = self.long_frame1(0);
-                if self.skip > 0 {
-                    return self.pass(1);
-                }
-                if matches!(ended, Ended::Nonsense) {
-                    return ended;
-                }
-                // An empty body ended before: this byte begins the next frame, and ends none.
-                let begun = self.take_header1(byte);
-                return if matches!(begun, Ended::Nonsense) { begun } else { ended };
-            }
             // What no version is must not read as that there is none.
             self.revision = if byte < REVISION_NONE { byte } else { REVISION_NONE - 1 };
         }

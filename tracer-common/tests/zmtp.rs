@@ -130,19 +130,17 @@ fn header2(bytes: &[u8]) -> Option<Header> {
 }
 
 /// Who sent this. `None`: more has to come.
-fn sender(bytes: &[u8]) -> Option<Peer> {
-    if *bytes.first()? != 0xff || bytes.get(9)? & 1 == 0 {
+fn sender(bytes: &[u8], other: Peer) -> Option<Peer> {
+    if *bytes.first()? != 0xff || bytes.get(9)? & 1 == 0 || other == Peer::Unversioned {
         return Some(Peer::Unversioned);
     }
     Some(Peer::Revision(*bytes.get(10)?))
 }
 
-/// One direction of a connection, whose other end is `other`.
+/// One direction of a connection, whose other end is `other`: to one without versions there are none.
 fn parse(bytes: &[u8], other: Peer) -> Parsed {
     let mut parsed = Parsed::default();
-    let Some(own) = sender(bytes) else { return parsed };
-    // What a signature is shows with the byte behind it.
-    let shows = if own == Peer::Unversioned { 0 } else { 11 };
+    let Some(own) = sender(bytes, other) else { return parsed };
     let (is_old, greeting) = match (own, other) {
         (Peer::Revision(own), Peer::Revision(other)) => match own.min(other) {
             0 => (true, 12),
@@ -162,10 +160,7 @@ fn parse(bytes: &[u8], other: Peer) -> Parsed {
             None => break,
             Some(Ok(header)) => header,
             Some(Err(len)) => {
-                let end = ((at + len) as u64).max(shows);
-                // One byte says one thing.
-                parsed.items.pop_if(|item| item.end == end);
-                parsed.nonsense = Some(end);
+                parsed.nonsense = Some((at + len) as u64);
                 break;
             }
         };
@@ -180,7 +175,7 @@ fn parse(bytes: &[u8], other: Peer) -> Parsed {
         };
         let (start, body) = (at as u64, (at + header) as u64);
         at = at + header + size as usize;
-        parsed.items.push(Item { what, start, body, end: (at as u64).max(shows), has_late_flags: is_old });
+        parsed.items.push(Item { what, start, body, end: at as u64, has_late_flags: is_old });
     }
     parsed
 }
@@ -201,6 +196,9 @@ impl Direction {
     fn feed(&mut self, mut bytes: &[u8], other: u8, random: &mut Random) {
         let other = if self.walk.phase() == Phase::Greeting { other } else { REVISION_UNKNOWN };
         while !bytes.is_empty() {
+            if self.recognise(other) {
+                continue;
+            }
             let mut passed = 0;
             let ended = if self.walk.skip > 0 {
                 passed = self.walk.skip.min(bytes.len() as u64) as usize;
@@ -230,7 +228,20 @@ impl Direction {
                 assert_eq!(self.walk.skip, 0);
             }
         }
+        self.recognise(other);
         self.check();
+    }
+
+    /// The other direction may have shown that its sender knows no versions: whether this one's greeting ends by that.
+    fn recognise(&mut self, other: u8) -> bool {
+        if self.walk.phase() != Phase::Greeting {
+            return false;
+        }
+        let ended = self.walk.recognise(other);
+        if ended != Ended::Nothing {
+            self.ended.push((ended, self.position));
+        }
+        self.walk.phase() != Phase::Greeting
     }
 
     /// Passes as many whole short frames of messages as there are, at most `most`; how many bytes they have.
@@ -275,6 +286,10 @@ impl Direction {
             return;
         };
         let is_frame = item.what != Ended::Greeting;
+        if walk.phase() == Phase::Greeting && at == 10 {
+            // What the signature is shows with what the other end sends.
+            return;
+        }
         if item.start == at {
             assert_eq!(walk.is_at_boundary(), is_frame, "{item:?}");
             assert!(!walk.is_in_last_part() && !walk.is_in_command());
@@ -512,6 +527,8 @@ fn run(scripts: &[Script; 2], peers: [Peer; 2], random: &mut Random) -> [Directi
         let other = directions[1 - end].walk.revision();
         directions[end].feed(&scripts[end].bytes[at[end]..cut], other, random);
         directions[end].check_place(&parsed[end]);
+        let shown = directions[end].walk.revision();
+        directions[1 - end].recognise(shown);
         at[end] = cut;
     }
     for end in [0, 1] {
@@ -535,7 +552,7 @@ fn valid_connections_are_walked_as_they_are_parsed() {
             assert_eq!(walk.commands, scripts[end].commands);
             assert!(walk.is_synchronised());
             let (Peer::Revision(own), Peer::Revision(other)) = (peers[end], peers[1 - end]) else {
-                assert!(walk.revision() == REVISION_NONE || scripts[end].bytes.len() == 10);
+                assert_eq!(walk.revision(), REVISION_NONE);
                 continue;
             };
             assert_eq!(walk.revision(), own.min(0xfd));
@@ -631,7 +648,7 @@ fn garbage_does_no_harm() {
             match random.below(4) {
                 0 => {
                     let skip = random.pick(&[0, 1, 300, 1 << 47, 1 << 63, u64::MAX]);
-                    direction.walk.join(skip);
+                    direction.walk.join(skip, random.one_in(2));
                     assert_eq!(direction.walk.is_at_boundary(), skip == 0);
                     assert_eq!(direction.walk.is_in_rest(), skip > 0);
                 }
@@ -654,7 +671,18 @@ fn a_joined_stream_goes_on_behind_the_rest_of_its_frame() {
         let start = item.body + random.below((item.end - item.body) as usize + 1) as u64;
         let mut direction = Direction::new(Walk::unknown());
         direction.position = start;
-        direction.walk.join(item.end - start);
+        // Where libzmq has the frame's flags in its memory they are known.
+        let flags = match item.what {
+            Ended::Command => Some(COMMAND),
+            Ended::Part => Some(MORE),
+            Ended::Message => Some(0),
+            _ => None,
+        };
+        let flags = flags.filter(|_| start < item.end && random.one_in(2));
+        match flags {
+            Some(flags) => direction.walk.join_inside(flags, item.end - start),
+            None => direction.walk.join(item.end - start, false),
+        }
         let mut rest = &script.bytes[start as usize..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(1 + random.below(rest.len()));
@@ -664,7 +692,8 @@ fn a_joined_stream_goes_on_behind_the_rest_of_its_frame() {
         let mut expected = parsed.ended(script.bytes.len() as u64);
         expected.retain(|(_, end)| *end > item.end);
         if start < item.end {
-            expected.insert(0, (Ended::Rest, item.end));
+            let ended = if flags.is_some() { item.what } else { Ended::Rest };
+            expected.insert(0, (ended, item.end));
         }
         assert_eq!(direction.ended, expected);
     }

@@ -460,7 +460,8 @@ fn note_engine(caller: &Caller, class: &WatcherConfig, object: &Object, found: &
     if follow_wire() == 0 || class.part != CONNECTION {
         return;
     }
-    let engine = Engine { address: object.address, handle: found.handle, layout: class.engine };
+    let engine =
+        Engine { address: object.address, layout: class.engine, socket_type: found.socket_type, padding: [0; 5] };
     let _ = ENGINES.insert(&caller.key(found.fd), &engine, BPF_ANY.into());
 }
 

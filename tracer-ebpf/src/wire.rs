@@ -22,9 +22,9 @@ use tracer_common::{
     record::{Loss, RecordKind},
     wire::{
         CommandRecord, DECODER_BEFORE_ENCODER, Direction, Engine, PipeCount, Run, Stream, StreamKey, StreamRecord,
-        WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
+        WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WIRE_WHOLE, WireRecord,
     },
-    zmtp::{Ended, MORE, Phase, REVISION_UNKNOWN, SHORT_GREETING, Walk},
+    zmtp::{Ended, MORE, Phase, REVISION_NONE, REVISION_UNKNOWN, SHORT_GREETING, Walk, is_old},
 };
 
 use crate::{
@@ -100,7 +100,9 @@ const IPPROTO_TCP: u16 = 6;
 const EINPROGRESS: i64 = 115;
 
 // Types of sockets, `zmq.h`.
+const ZMQ_PUB: u8 = 1;
 const ZMQ_SUB: u8 = 2;
+const ZMQ_XPUB: u8 = 9;
 const ZMQ_XSUB: u8 = 10;
 
 /// `struct iovec`.
@@ -675,14 +677,19 @@ extern "C" fn wire_walk() -> u64 {
     let has_engine = scratch.record.pipe != 0;
     let len = scratch.len;
     if is_sent && !has_engine && !stream.walk.is_synchronised() && stream.was_complete != 0 {
-        stream.walk.join(0);
+        stream.walk.join(0, false);
         stream.is_provisional = 1;
     }
     if len > 0 && stream.walk.is_synchronised() {
+        let greets = matches!(stream.walk.phase(), Phase::Greeting);
         scratch.walk = stream.walk;
         scratch.subscribes = stream.subscribes;
         walk(scratch, len);
         stream.walk = scratch.walk;
+        if greets {
+            wire_recognise(scratch.key.direction.into(), 1 - (scratch.key.direction & 1) as u64);
+            wire_recognise(1 - (scratch.key.direction & 1) as u64, scratch.key.direction.into());
+        }
         if scratch.is_lost != 0 {
             stream.walk.lose();
             stream.is_provisional = 0;
@@ -777,21 +784,24 @@ fn follow_sequence(
 #[inline(always)]
 fn count_pipe(engine: &Engine, scratch: &mut Scratch) {
     let layout = &engine.layout;
-    let mut pipe = || {
-        let session = read_user::<u64>(engine.address + u64::from(layout.session))?;
-        scratch.sink = session.wrapping_add(u64::from(layout.sink));
+    let Some(session) = read_user::<u64>(engine.address + u64::from(layout.session)) else { return };
+    let is_sent = scratch.key.direction == Direction::Send as u32;
+    scratch.sink = session.wrapping_add(u64::from(layout.sink));
+    let pipe = || {
         pipes::of_connection(&Connected {
             tgid: scratch.key.tgid,
-            is_sent: scratch.key.direction == Direction::Send as u32,
+            is_sent,
             own: read_user::<u64>(session + u64::from(layout.pipe))?,
             counts: layout.counts.into(),
             session,
             inode: scratch.record.inode,
         })
     };
-    if let Some(PipeCount { pipe, count }) = pipe() {
-        scratch.record.pipe = pipe;
-        scratch.record.pipe_count = count;
+    let Some(PipeCount { pipe, count }) = pipe() else { return };
+    scratch.record.pipe = pipe;
+    scratch.record.pipe_count = count;
+    if is_sent && read_user::<u8>(session + u64::from(layout.incomplete)) == Some(0) {
+        scratch.record.flags |= WIRE_WHOLE;
     }
 }
 
@@ -806,6 +816,12 @@ extern "C" fn wire_join_send() -> u64 {
     // SAFETY: a live map value.
     join_send(unsafe { &*engine }, stream);
     1
+}
+
+/// Whether the frames of a connection are those of ZMTP 1.0.
+#[inline(always)]
+fn speaks_old(engine: &Engine) -> bool {
+    read_user(engine.address + u64::from(engine.layout.greeting)).is_some_and(|greeting| is_old(&greeting))
 }
 
 #[inline(always)]
@@ -832,7 +848,7 @@ fn join_send(engine: &Engine, stream: &mut Stream) {
     if let Some(rest) = rest()
         && rest < ABSURD_REST
     {
-        stream.walk.join(rest);
+        stream.walk.join(rest, speaks_old(engine));
     }
 }
 
@@ -849,7 +865,7 @@ fn join_receive(engine: &Engine, stream: &mut Stream) {
     };
     if let Some(rest) = rest() {
         if stream.is_provisional == 0 || stream.walk.skip != rest {
-            stream.walk.join(rest);
+            stream.walk.join(rest, speaks_old(engine));
             stream.held_frames = 0;
             stream.held_messages = 0;
         }
@@ -879,6 +895,26 @@ fn walk(scratch: &mut Scratch, len: u64) {
     if scratch.left > 0 {
         scratch.is_lost = 1;
     }
+}
+
+/// Ends a direction's greeting if the other one has shown by now that its sender knows no versions.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn wire_recognise(direction: u64, other: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    let key = scratch.key;
+    let Some(other) = STREAMS.get_ptr(&StreamKey { direction: other as u32 & 1, ..key }) else { return 0 };
+    // SAFETY: a live map value.
+    let revision = unsafe { (*other).walk.revision() };
+    scratch.key.direction = direction as u32 & 1;
+    if let Some(stream) = stream(&scratch.key)
+        && matches!(stream.walk.recognise(revision), Ended::Identity)
+    {
+        scratch.walk = stream.walk;
+        wire_tell(Ended::Identity as u64);
+    }
+    scratch.key = key;
+    1
 }
 
 /// One step of a walk, as `bpf_loop` calls it; 1 ends it.
@@ -916,6 +952,12 @@ extern "C" fn wire_step() -> u64 {
     }
     if scratch.walk.expects_frame2() && scratch.subscribes == 0 && wire_short_frames(here) != 0 {
         return 0;
+    }
+    if matches!(scratch.walk.phase(), Phase::Greeting) {
+        let ended = scratch.walk.recognise(scratch.other_revision);
+        if !matches!(scratch.walk.phase(), Phase::Greeting) {
+            return end(scratch, ended);
+        }
     }
     let byte = scratch.window[scratch.window_at as usize & (WINDOW_BYTES - 1)];
     pass(scratch, 1);
@@ -1130,10 +1172,24 @@ extern "C" fn wire_tell(what: u64) -> u64 {
     let Some(stream) = stream(&scratch.key) else { return 0 };
     let len = stream.command_len;
     stream.command_len = 0;
+    if what == Ended::Message as u64 {
+        // Before ZMTP 3.1 a message that begins with 1 or 0 subscribes; others are the program's own.
+        if len == 0 || stream.command[0] > 1 {
+            return 0;
+        }
+        scratch.record.frames -= 1;
+        scratch.record.messages -= 1;
+        scratch.record.commands += 1;
+    }
     let is_greeted_by_subscriber = what == Ended::Greeting as u64
         && scratch.walk.as_server == SHORT_GREETING
         && matches!(scratch.walk.minor, ZMQ_SUB | ZMQ_XSUB);
-    if is_greeted_by_subscriber || is_subscriber(&stream.command, len) {
+    // Without versions nobody says what he is: it follows from what this end's socket is.
+    let is_unversioned = what == Ended::Identity as u64 && scratch.walk.revision() == REVISION_NONE;
+    if is_greeted_by_subscriber
+        || is_subscriber(&stream.command, len)
+        || is_unversioned && is_subscription(&scratch.key)
+    {
         stream.subscribes = 1;
         scratch.subscribes = 1;
     }
@@ -1164,11 +1220,39 @@ extern "C" fn wire_tell(what: u64) -> u64 {
     1
 }
 
-/// Whether a command is the READY of a SUB or XSUB, as all that are known write it.
+/// Whether what goes this way are subscriptions, by the type of this end's socket.
+#[inline(always)]
+fn is_subscription(key: &StreamKey) -> bool {
+    let Some(engine) = ENGINES.get_ptr(&FdKey { tgid: key.tgid, fd: key.fd }) else { return false };
+    // SAFETY: a live map value.
+    let socket_type = unsafe { (*engine).socket_type };
+    if key.direction == Direction::Send as u32 {
+        matches!(socket_type, ZMQ_SUB | ZMQ_XSUB)
+    } else {
+        matches!(socket_type, ZMQ_PUB | ZMQ_XPUB)
+    }
+}
+
+/// Whether a command is the READY of a SUB or XSUB, or what a PLAIN client says instead, as all that are known write it.
 #[inline(always)]
 fn is_subscriber(command: &[u8; 2 * MAX_COMMAND_BYTES], len: u32) -> bool {
-    let starts = len >= 25 && command[0] == 5 && command[1] == b'R' && command[6] == 11 && command[7] == b'S';
-    starts
-        && (command[21] == 3 && command[22] == b'S' && command[23] == b'U' && command[24] == b'B'
-            || command[21] == 4 && command[22] == b'X' && command[23] == b'S' && command[24] == b'U')
+    const READY: usize = 6;
+    const INITIATE: usize = 9;
+    len >= 25 && command[0] as usize + 1 == READY && command[1] == b'R' && names_subscriber::<READY>(command)
+        || len >= 28
+            && command[0] as usize + 1 == INITIATE
+            && command[1] == b'I'
+            && names_subscriber::<INITIATE>(command)
+}
+
+/// Whether the first property, behind the name of the command, is the socket type, and that one that subscribes.
+#[inline(always)]
+const fn names_subscriber<const AT: usize>(command: &[u8; 2 * MAX_COMMAND_BYTES]) -> bool {
+    // The lengths of the property's name and of its value, the name, `Socket-Type`, and the value.
+    let (value_len, value) = (command[AT + 15], AT + 16);
+    let is_type = command[AT] == 11 && command[AT + 1] == b'S';
+    let is_sub = value_len == 3 && command[value] == b'S';
+    let is_xsub = value_len == 4 && command[value] == b'X' && command[value + 1] == b'S';
+    is_type
+        && (is_sub && command[value + 1] == b'U' && command[value + 2] == b'B' || is_xsub && command[value + 2] == b'U')
 }

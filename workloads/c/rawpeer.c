@@ -10,21 +10,33 @@
 
 enum { MORE = 1, LONG = 2, COMMAND = 4 };
 
-static long count = 1000, parts = 1, chunk = 0, read_size = 65536, every = 0;
+static long count = 1000, parts = 1, chunk = 0, read_size = 65536, every = 0, stall = -1;
 static struct sizes sizes;
 static const char *type = "PUSH", *version = "3.1", *topic = NULL, *fails_with = NULL;
-static bool pings, dies, late;
+static bool pings, dies, late, plain;
 static int connection;
 
 static uint64_t written, writes, bytes_read, reads, pongs;
 
-// What is under way to the kernel. A frame is written in pieces of --chunk bytes, wherever these cut it.
+static void say_ready(void)
+{
+    ready("\"type\":\"%s\",\"zmtp\":\"%s\"", type, version);
+    await_line("go");
+}
+
+// What is under way to the kernel. A frame is written in pieces of --chunk bytes, wherever these cut it. After --stall
+// bytes it goes on when it is told to.
 
 static void write_bytes(const void *data, size_t size)
 {
     const char *bytes = data;
     while (size) {
         size_t piece = chunk && (size_t)chunk < size ? (size_t)chunk : size;
+        if (stall >= 0 && written == (uint64_t)stall) {
+            say_ready();
+            stall = -1;
+        } else if (stall >= 0 && written + piece > (uint64_t)stall)
+            piece = stall - written;
         ssize_t ret = write(connection, bytes, piece);
         check(ret > 0);
         written += ret;
@@ -130,7 +142,8 @@ static void write_command(const char *name, const void *data, size_t size)
     write_frame(COMMAND, body, 1 + length + size);
 }
 
-static void write_ready(void)
+// The command that says who this is: READY, of PLAIN's client INITIATE.
+static void introduce(const char *name)
 {
     char data[256];
     size_t length = 0, type_length = strlen(type);
@@ -146,7 +159,7 @@ static void write_ready(void)
         memcpy(data + length, "\x08Identity\0\0\0\7rawpeer", 20);
         length += 20;
     }
-    write_command("READY", data, length);
+    write_command(name, data, length);
 }
 
 static int type_number(void)
@@ -159,19 +172,21 @@ static int type_number(void)
     die("unknown type %s", type);
 }
 
-static void expect_ready(void)
+static void expect(const char *name)
 {
     int flags;
     uint64_t size;
     unsigned char *body = read_frame(&flags, &size);
-    if (!(flags & COMMAND) || size < 6 || memcmp(body, "\5READY", 6) != 0)
-        die("no READY but a frame of %lu bytes with flags %d", size, flags);
+    size_t length = strlen(name);
+    if (!(flags & COMMAND) || size < 1 + length || body[0] != length || memcmp(body + 1, name, length) != 0)
+        die("no %s but a frame of %lu bytes with flags %d", name, size, flags);
     free(body);
 }
 
 static void shake_hands_3(void)
 {
-    unsigned char greeting[64] = {0xff, [8] = 1, [9] = 0x7f, [10] = 3, [11] = version[2] - '0', 'N', 'U', 'L', 'L'};
+    unsigned char greeting[64] = {0xff, [8] = 1, [9] = 0x7f, [10] = 3, [11] = version[2] - '0'};
+    strcpy((char *)greeting + 12, plain ? "PLAIN" : "NULL");
     write_bytes(greeting, sizeof greeting);
     read_bytes(greeting, sizeof greeting);
     if (fails_with) {
@@ -181,8 +196,12 @@ static void shake_hands_3(void)
         write_command("ERROR", error, 1 + error[0]);
         return;
     }
-    write_ready();
-    expect_ready();
+    if (plain) {
+        write_command("HELLO", "\4name\6secret", 12);
+        expect("WELCOME");
+    }
+    introduce(plain ? "INITIATE" : "READY");
+    expect("READY");
 }
 
 // The signature, by which a libzmq sees that there are versions; then version, type, and the identity as a frame.
@@ -198,15 +217,15 @@ static void shake_hands_2(void)
     free(read_frame(&flags, &size));
 }
 
-// An identity at once. What libzmq begins with looks like the long header of a frame and is one: of its identity, which
-// has no bytes.
+// An identity at once. What libzmq begins with looks like the long header of a frame and is one: of its own identity.
 static void shake_hands_1(void)
 {
     write_frame(0, "rawpeer", 7);
-    unsigned char theirs[10];
+    unsigned char theirs[10], identity[255];
     read_bytes(theirs, sizeof theirs);
-    if (theirs[0] != 0xff || theirs[8] != 1 || theirs[9] != 0x7f)
+    if (theirs[0] != 0xff || theirs[8] == 0 || theirs[9] != 0x7f)
         die("the greeting is not libzmq's");
+    read_bytes(identity, theirs[8] - 1);
 }
 
 static void open_connection(const char *endpoint)
@@ -322,13 +341,16 @@ int main(int argc, char **argv)
                                                {"chunk", INTEGER, &chunk},
                                                {"read", INTEGER, &read_size},
                                                {"ping-every", INTEGER, &every},
+                                               {"stall", INTEGER, &stall},
                                                {"subscribe", TEXT, &topic},
                                                {"error", TEXT, &fails_with},
                                                {"die-in-message", FLAG, &dies},
                                                {"late", FLAG, &late},
+                                               {"plain", FLAG, &plain},
                                                {0}});
     sizes = parse_sizes(size);
     pings = every > 0;
+    bool stalls = stall >= 0;
     bool receives = strcmp(type, "SUB") == 0 || strcmp(type, "PULL") == 0;
     if (!endpoint || (*version != '1' && *version != '2' && *version != '3'))
         die("give an --endpoint to connect to; --zmtp is 1.0, 2.0, 3.0 or 3.1");
@@ -337,9 +359,8 @@ int main(int argc, char **argv)
         open_connection(endpoint);
         shake_hands();
     }
-    ready("\"type\":\"%s\",\"zmtp\":\"%s\"", type, version);
-
-    await_line("go");
+    if (!stalls)
+        say_ready();
     if (late) {
         open_connection(endpoint);
         shake_hands();

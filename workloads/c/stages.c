@@ -33,7 +33,8 @@ static const struct pattern *pattern;
 static struct sizes sizes;
 static long count = 1000, parts = 1, rate = 0, senders = 1, receivers = 1;
 static long pause_ms = 0, reconnect_every = 0, hwm = -1, first_sender = 0;
-static bool identical, curve, sender_binds, until_told, late;
+static const char *identity;
+static bool identical, curve, plain, sender_binds, until_told, late;
 static void *context;
 
 // What a stop line sets: the next message is the last.
@@ -74,6 +75,45 @@ static void use_curve(void *socket, bool is_server)
     check(zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, client_secret, 40) == 0);
 }
 
+static void use_plain(void *socket, bool is_server)
+{
+    if (is_server)
+        check(zmq_setsockopt(socket, ZMQ_PLAIN_SERVER, &(int){1}, sizeof(int)) == 0);
+    else
+        check(zmq_setsockopt(socket, ZMQ_PLAIN_USERNAME, "stages", 6) == 0
+              && zmq_setsockopt(socket, ZMQ_PLAIN_PASSWORD, "secret", 6) == 0);
+}
+
+// Lets in whoever asks (RFC 27), until the context is shut down.
+static void *let_in(void *zap)
+{
+    char id[256], other[256];
+    int id_size = 0, more = 0;
+    size_t size = sizeof more;
+    for (int part = 0;; part = more ? part + 1 : 0) {
+        int bytes = zmq_recv(zap, part == 1 ? id : other, sizeof id, 0);
+        if (bytes == -1) {
+            check(errno == ETERM && zmq_close(zap) == 0);
+            return NULL;
+        }
+        id_size = part == 1 ? bytes : id_size;
+        check(zmq_getsockopt(zap, ZMQ_RCVMORE, &more, &size) == 0);
+        if (!more)
+            check(zmq_send(zap, "1.0", 3, ZMQ_SNDMORE) == 3 && zmq_send(zap, id, id_size, ZMQ_SNDMORE) == id_size
+                  && zmq_send(zap, "200", 3, ZMQ_SNDMORE) == 3 && zmq_send(zap, "OK", 2, ZMQ_SNDMORE) == 2
+                  && zmq_send(zap, "", 0, ZMQ_SNDMORE) == 0 && zmq_send(zap, "", 0, 0) == 0);
+    }
+}
+
+static pthread_t start_letting_in(void)
+{
+    void *zap = zmq_socket(context, ZMQ_REP);
+    pthread_t thread;
+    check(zap && zmq_bind(zap, "inproc://zeromq.zap.01") == 0);
+    check(pthread_create(&thread, NULL, let_in, zap) == 0);
+    return thread;
+}
+
 static void *new_socket(int type, bool binds)
 {
     void *socket = zmq_socket(context, type);
@@ -81,8 +121,12 @@ static void *new_socket(int type, bool binds)
     int mark = hwm;
     check(zmq_setsockopt(socket, ZMQ_SNDHWM, &mark, sizeof mark) == 0);
     check(zmq_setsockopt(socket, ZMQ_RCVHWM, &mark, sizeof mark) == 0);
+    if (identity)
+        check(zmq_setsockopt(socket, ZMQ_ROUTING_ID, identity, strlen(identity)) == 0);
     if (curve)
         use_curve(socket, binds);
+    if (plain)
+        use_plain(socket, binds);
     return socket;
 }
 
@@ -426,6 +470,7 @@ int main(int argc, char **argv)
                                                {"size", TEXT, &size},
                                                {"log", TEXT, &log_path},
                                                {"server-key", TEXT, &server_key},
+                                               {"identity", TEXT, &identity},
                                                {"count", INTEGER, &count},
                                                {"parts", INTEGER, &parts},
                                                {"rate", INTEGER, &rate},
@@ -438,6 +483,7 @@ int main(int argc, char **argv)
                                                {"io-threads", INTEGER, &io_threads},
                                                {"identical", FLAG, &identical},
                                                {"curve", FLAG, &curve},
+                                               {"plain", FLAG, &plain},
                                                {"sender-binds", FLAG, &sender_binds},
                                                {"until-told", FLAG, &until_told},
                                                {"late", FLAG, &late},
@@ -475,6 +521,9 @@ int main(int argc, char **argv)
         if (server_key)
             snprintf(server_public, sizeof server_public, "%s", server_key);
     }
+    pthread_t zap = 0;
+    if (plain)
+        zap = start_letting_in();
     if (endpoint)
         parse_endpoints(endpoint);
 
@@ -545,6 +594,8 @@ int main(int argc, char **argv)
     check(zmq_ctx_shutdown(context) == 0);
     if (is_proxy || with_proxy)
         check(pthread_join(proxy, NULL) == 0);
+    if (plain)
+        check(pthread_join(zap, NULL) == 0);
     for (int i = 0; i < end_count; i++)
         check(zmq_close(ends[i].socket) == 0);
     check(zmq_ctx_term(context) == 0);

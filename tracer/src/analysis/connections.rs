@@ -16,8 +16,8 @@ use std::{
 use crate::{
     constants,
     event::{
-        Call, Change, Command, CommandContent, Direction, Event, FdChange, FdPart, FdSocket, Role, SocketState,
-        SystemCall, Wire,
+        Call, Change, Command, CommandContent, ConnectionState, Direction, Event, FdChange, FdPart, FdSocket, Role,
+        Snapshot, SocketState, SystemCall, Wire,
     },
     world::{Peer, World},
 };
@@ -211,6 +211,10 @@ impl Connections {
             },
             Event::Command(command) => self.told(world, command).into_iter().collect(),
             Event::Call(call) => self.returned(world, call),
+            Event::Snapshot(snapshot) => {
+                self.found(snapshot);
+                Vec::new()
+            }
             Event::Exec(end) | Event::ProcessExit(end) => {
                 self.known.retain(|(pid, _), _| *pid != end.pid);
                 self.pending.retain(|(pid, _), _| *pid != end.pid);
@@ -219,6 +223,18 @@ impl Connections {
                 Vec::new()
             }
             _ => Vec::new(),
+        }
+    }
+
+    /// What a look has found to be in its handshake is, unless more is known of it.
+    fn found(&mut self, snapshot: &Snapshot) {
+        let connections = snapshot.contexts.iter().flat_map(|it| &it.sockets).flat_map(|it| &it.connections);
+        for connection in connections.filter(|it| it.state == Some(ConnectionState::Handshake)) {
+            if let Some(key) = connection.fd.map(|fd| (snapshot.pid, fd))
+                && !self.known.contains_key(&key)
+            {
+                self.keep(key, Known::new(State::Handshake));
+            }
         }
     }
 
@@ -454,7 +470,8 @@ impl Connections {
         if known.state != State::Handshake {
             return None;
         }
-        if let CommandContent::Greeting { socket_type: Some(own), .. } = &command.content
+        if let CommandContent::Greeting { socket_type: Some(own), .. }
+        | CommandContent::Initiate { socket_type: Some(own), .. } = &command.content
             && command.direction == Direction::Send
         {
             known.own_type = Some(own.clone());
@@ -462,6 +479,7 @@ impl Connections {
         let is_of_handshake = match &command.content {
             CommandContent::Greeting { .. }
             | CommandContent::Ready { .. }
+            | CommandContent::Initiate { .. }
             | CommandContent::Identity { .. }
             | CommandContent::Error { .. } => true,
             CommandContent::Other { name } => name != "MESSAGE",
@@ -730,6 +748,7 @@ mod tests {
             local: Some("tcp://127.0.0.1:40000".into()),
             remote: Some(remote.into()),
             from_start: true,
+            sent: None,
         })
     }
 

@@ -68,8 +68,6 @@ pub struct Moved {
     may_be_in_message: bool,
     /// Bytes of the present system call in messages that ended in it.
     covered_bytes: u64,
-    /// Subscriptions that are yet to be taken out of the messages.
-    subscriptions: u64,
 }
 
 /// Sums.
@@ -252,15 +250,9 @@ impl Wires {
                     end.mechanism.clone_from(mechanism);
                 }
             }
-            CommandContent::Ready { socket_type: Some(socket_type), .. } => {
+            CommandContent::Ready { socket_type: Some(socket_type), .. }
+            | CommandContent::Initiate { socket_type: Some(socket_type), .. } => {
                 end.types[side] = Some(socket_type.clone());
-            }
-            CommandContent::Subscribe { .. } | CommandContent::Cancel { .. }
-                if end.version().is_none_or(|version| version < (3, 1)) =>
-            {
-                let moved = if side == 0 { &mut end.sent } else { &mut end.received };
-                moved.subscriptions += 1;
-                moved.settle_subscriptions();
             }
             _ => {}
         }
@@ -397,18 +389,7 @@ impl Moved {
             self.counts.frames += u64::from(frames.frames);
             self.counts.messages += u64::from(frames.messages);
             self.counts.commands += u64::from(frames.commands);
-            self.settle_subscriptions();
         }
-    }
-
-    /// Before ZMTP 3.1 a subscription looks like a message, but is none. It may be told before or after the system call
-    /// that carries it.
-    fn settle_subscriptions(&mut self) {
-        let some = self.subscriptions.min(self.counts.messages);
-        self.subscriptions -= some;
-        self.counts.messages -= some;
-        self.counts.frames = self.counts.frames.saturating_sub(some);
-        self.counts.commands += some;
     }
 
     /// Takes the lengths of messages. They are given from end to end: a command in between would be taken for a part.
@@ -573,21 +554,6 @@ mod tests {
     }
 
     #[test]
-    fn subscriptions_are_no_messages() {
-        let mut wires = wires();
-        let topic = bytes::Bytes::from_static(b"a");
-        let content = CommandContent::Subscribe { topic };
-        let direction = Direction::Send;
-        let subscription = Event::Command(Command { ts_ns: 9, pid: 7, tid: 7, fd: 5, inode: 5, direction, content });
-        let call = |position| Event::Wire(wire(5, 4, position, Some(frames(1, Inside::Nothing, &[(4, 1)]))));
-        for event in [&subscription, &call(0), &call(4), &subscription] {
-            wires.event(event);
-        }
-        let counts = only(&wires).sent.counts;
-        assert_eq!((counts.messages, counts.frames, counts.commands), (0, 0, 2));
-    }
-
-    #[test]
     fn a_system_call_in_several_events_counts_once() {
         let mut wires = wires();
         let mut first = frames(2, Inside::Nothing, &[(10, 1), (20, 1)]);
@@ -636,7 +602,17 @@ mod tests {
         for (inode, local, remote) in [(5, "tcp://a", "tcp://b"), (6, "tcp://b", "tcp://a"), (8, "tcp://b", "tcp://c")]
         {
             let (local, remote) = (Some(local.into()), Some(remote.into()));
-            let stream = Stream { ts_ns: 0, pid: 7, fd: 5, inode, peer_inode: None, local, remote, from_start: false };
+            let stream = Stream {
+                ts_ns: 0,
+                pid: 7,
+                fd: 5,
+                inode,
+                peer_inode: None,
+                local,
+                remote,
+                from_start: false,
+                sent: None,
+            };
             wires.event(&Event::Stream(stream));
         }
         let content = CommandContent::Ready { socket_type: Some("PUSH".into()), identity: None };

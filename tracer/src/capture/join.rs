@@ -6,19 +6,25 @@
 //! byte. The hooks are in before this is read, and what they have seen by then is not overwritten: so whatever happens
 //! meanwhile, the first bytes that the kernel side sees are those that follow what was read.
 
+use std::collections::BTreeMap;
+
 use aya::maps::{HashMap, MapData};
 use tracer_common::{
     fds::FdKey,
     limits::MAX_PIPES,
     wire::{
-        DECODER_BEFORE_ENCODER, Direction, Engine, EngineLayout, PipeEnd, PipeKey, PipeSeen, Piped, PipedKey, Stream,
-        StreamKey, pipe_id,
+        DECODER_BEFORE_ENCODER, Direction as RawDirection, Engine, EngineLayout, PipeEnd, PipeKey, PipeSeen, Piped,
+        PipedKey, Stream, StreamKey, pipe_id,
     },
+    zmtp::{Walk, is_old},
 };
 
-use super::monotonic_ns;
+use super::{handshake, monotonic_ns};
 use crate::{
-    event::{Pipe, Snapshot, SocketState},
+    event::{
+        Command, CommandContent, ConnectionState, Direction, Event, Pipe, PipeCount, Snapshot, SocketState,
+        Stream as Met,
+    },
     inspect::layouts::{self, Layout},
     target::Memory,
 };
@@ -52,20 +58,46 @@ impl Joiner {
         Self { engines, streams, piped, pipes }
     }
 
-    /// Enters what a look that began after the hooks were in has found. Returns the pipes of all sockets, of which the
-    /// kernel side will not speak when they are used.
-    pub fn seed(&mut self, snapshot: &Snapshot) -> Vec<Pipe> {
+    /// Enters what a look that began after the hooks were in has found. `inodes`: of the process's sockets, by fd. Returns
+    /// what the kernel side will not speak of when they are used.
+    pub fn seed(&mut self, snapshot: &Snapshot, inodes: &BTreeMap<i32, u64>) -> Vec<Event> {
         let tgid = snapshot.pid;
         let memory = Memory::new(tgid);
         let mut found = Vec::new();
         for context in snapshot.contexts.iter().filter(|context| !context.inherited) {
             let Some(layout) = context.layout.as_deref().and_then(layouts::named) else { continue };
             for socket in &context.sockets {
-                found.extend(self.seed_pipes(&memory, tgid, socket, layout).unwrap_or_default());
+                let pipes = self.seed_pipes(&memory, tgid, socket, layout).unwrap_or_default();
+                found.extend(pipes.into_iter().map(Event::Pipe));
                 for connection in &socket.connections {
-                    if let (Some(address), Some(fd)) = (connection.engine, connection.fd) {
-                        let engine = Engine { address, handle: socket.handle, layout: engine_layout(layout) };
-                        self.seed_connection(&memory, FdKey { tgid, fd }, &engine);
+                    let (Some(address), Some(fd)) = (connection.engine, connection.fd) else { continue };
+                    let Some(inode) = inodes.get(&fd).copied() else { continue };
+                    let socket_type = socket.socket_type.and_then(|it| u8::try_from(it).ok()).unwrap_or(u8::MAX);
+                    let engine = Engine { address, layout: engine_layout(layout), socket_type, padding: [0; 5] };
+                    let key = FdKey { tgid, fd };
+                    let _ = self.engines.insert(key, engine, NO_REPLACE);
+                    let met = |sent| Met {
+                        ts_ns: monotonic_ns(),
+                        pid: tgid,
+                        fd,
+                        inode,
+                        peer_inode: None,
+                        local: None,
+                        remote: None,
+                        from_start: false,
+                        sent,
+                    };
+                    if connection.state == Some(ConnectionState::Handshake) {
+                        let said = self.seed_handshake(&memory, key, &engine, socket);
+                        found.push(Event::Stream(met(None)));
+                        found.extend(said.into_iter().map(|(direction, content)| {
+                            let ts_ns = monotonic_ns();
+                            Event::Command(Command { ts_ns, pid: tgid, tid: tgid, fd, inode, direction, content })
+                        }));
+                    } else if let Some((pipe, sent)) = self.seed_connection(&memory, key, &engine) {
+                        let (ts_ns, handle, peer) = (monotonic_ns(), socket.handle, pipe);
+                        found.push(Event::Pipe(Pipe { ts_ns, pid: tgid, handle, pipe: sent.pipe, peer, inode: None }));
+                        found.push(Event::Stream(met(Some(sent))));
                     }
                 }
             }
@@ -81,19 +113,47 @@ impl Joiner {
         }
     }
 
-    /// Tells the kernel side of the directions of a connection that are between two frames.
-    fn seed_connection(&mut self, memory: &Memory, key: FdKey, engine: &Engine) {
-        let FdKey { tgid, fd } = key;
-        let _ = self.engines.insert(key, engine, NO_REPLACE);
+    /// Tells the kernel side how far a handshake is. Returns what was said by then.
+    fn seed_handshake(
+        &mut self,
+        memory: &Memory,
+        FdKey { tgid, fd }: FdKey,
+        engine: &Engine,
+        socket: &SocketState,
+    ) -> Vec<(Direction, CommandContent)> {
+        let Some(begun) = handshake::look(memory, engine, socket) else { return Vec::new() };
+        for (direction, stream) in begun.streams {
+            let _ = self.streams.insert(StreamKey { tgid, fd, direction: direction as u32 }, stream, NO_REPLACE);
+        }
+        begun.said
+    }
+
+    /// Tells the kernel side of the directions of a connection that are between two frames. Returns the connection's
+    /// end of its pipe, and what of that is sent, if all is that was taken out of it.
+    fn seed_connection(
+        &mut self,
+        memory: &Memory,
+        FdKey { tgid, fd }: FdKey,
+        engine: &Engine,
+    ) -> Option<(u64, PipeCount)> {
+        let mut walk = Walk::unknown();
+        walk.join(0, speaks_old(memory, engine)?);
+        let mut sent = None;
         if sends_next_frame(memory, engine) == Some(true) {
-            let key = StreamKey { tgid, fd, direction: Direction::Send as u32 };
-            let _ = self.streams.insert(key, Stream::between_frames(false), NO_REPLACE);
+            let key = StreamKey { tgid, fd, direction: RawDirection::Send as u32 };
+            let taken = taken(memory, engine);
+            if self.streams.insert(key, Stream::walked(walk), NO_REPLACE).is_ok() {
+                // What was taken out since, if anything, makes this too much: then nothing fits it.
+                sent = taken.filter(|(_, taken)| taken.whole);
+            }
         }
         if awaits_frame(memory, engine) == Some(true) {
-            let key = StreamKey { tgid, fd, direction: Direction::Receive as u32 };
+            let key = StreamKey { tgid, fd, direction: RawDirection::Receive as u32 };
             // That it awaits a byte is certain, not that this byte begins a frame: a header of two may be half there.
-            let _ = self.streams.insert(key, Stream::between_frames(true), NO_REPLACE);
+            let stream = Stream { is_provisional: 1, ..Stream::walked(walk) };
+            let _ = self.streams.insert(key, stream, NO_REPLACE);
         }
+        sent
     }
 
     /// Tells the kernel side what the pipes of a socket have counted.
@@ -105,8 +165,8 @@ impl Joiner {
         let mut found = Vec::new();
         for index in 0..count {
             let pipe = memory.read_u64(begin + 8 * index).ok()?;
-            let own = pipe_end(memory, pipe, layout)?;
-            let other = pipe_end(memory, own.peer, layout)?;
+            let own = pipe_end(memory, pipe, layout.pipe_counts())?;
+            let other = pipe_end(memory, own.peer, layout.pipe_counts())?;
             let seen = PipeSeen {
                 socket: pipe_id(handle, socket.generation),
                 peer: own.peer,
@@ -129,9 +189,9 @@ impl Joiner {
     }
 }
 
-fn pipe_end(memory: &Memory, pipe: u64, layout: &Layout) -> Option<PipeEnd> {
+fn pipe_end(memory: &Memory, pipe: u64, counts: u64) -> Option<PipeEnd> {
     let mut words = [[0; 8]; 5];
-    memory.read(pipe + layout.pipe_counts(), words.as_flattened_mut()).ok()?;
+    memory.read(pipe + counts, words.as_flattened_mut()).ok()?;
     let [read, written, peers_read, peer, sink] = words.map(u64::from_ne_bytes);
     Some(PipeEnd { read, written, peers_read, peer, sink })
 }
@@ -141,19 +201,43 @@ pub fn engine_layout(layout: &Layout) -> EngineLayout {
     EngineLayout {
         session: layout.engine_session as u16,
         encoder: layout.engine_encoder() as u16,
+        greeting: layout.engine_greeting as u16,
         pipe: layout.session_pipe as u16,
+        // `incomplete_in` and `pending` lie before the pointer to the engine, in every release.
+        incomplete: layout.session_engine as u16 - 8,
         counts: layout.pipe_counts() as u16,
         message_type: layout.msg_type as u16,
         message_content: layout.msg_content as u16,
         sink: layout.session_pipe_events as u16,
-        padding: 0,
+    }
+}
+
+/// An engine's decoder and encoder.
+#[derive(Debug, Clone, Copy)]
+pub struct Codecs {
+    /// Address of the decoder; 0: there is none yet.
+    pub decoder: u64,
+    /// Address of the encoder; 0: there is none yet.
+    pub encoder: u64,
+}
+
+impl Codecs {
+    pub fn read(memory: &Memory, engine: &Engine) -> Option<Self> {
+        let at = engine.address + u64::from(engine.layout.encoder);
+        let decoder = memory.read_u64(at - DECODER_BEFORE_ENCODER).ok()?;
+        Some(Self { decoder, encoder: memory.read_u64(at).ok()? })
+    }
+
+    /// Whether the encoder has ever been given a frame: before it writes from nowhere.
+    pub fn has_encoded(&self, memory: &Memory) -> Option<bool> {
+        Some(memory.read_u64(self.encoder + 8).ok()? != 0)
     }
 }
 
 /// Whether all that the encoder was given is sent.
-fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
+pub fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let at = engine.address + u64::from(engine.layout.encoder);
-    let encoder = memory.read_u64(at).ok()?;
+    let encoder = Codecs::read(memory, engine)?.encoder;
     if encoder == 0 {
         return None;
     }
@@ -164,10 +248,25 @@ fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     Some(is_sent && (message == 0 || (to_write == 0 && ends_message)))
 }
 
+/// The connection's end of its pipe, and the messages that it has taken out of that.
+fn taken(memory: &Memory, engine: &Engine) -> Option<(u64, PipeCount)> {
+    let layout = &engine.layout;
+    let session = memory.read_u64(engine.address + u64::from(layout.session)).ok()?;
+    let own = memory.read_u64(session + u64::from(layout.pipe)).ok()?;
+    let end = pipe_end(memory, own, layout.counts.into())?;
+    let count = PipeCount {
+        pipe: pipe_id(end.peer, 0),
+        count: end.read,
+        unsure: false,
+        whole: memory.read_u64(session + u64::from(layout.incomplete)).ok()? as u8 == 0,
+    };
+    Some((own, count))
+}
+
 /// Whether the decoder has dealt with all that was received, and awaits one byte.
-fn awaits_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
+pub fn awaits_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let at = engine.address + u64::from(engine.layout.encoder);
-    let decoder = memory.read_u64(at - DECODER_BEFORE_ENCODER).ok()?;
+    let decoder = Codecs::read(memory, engine)?.decoder;
     if decoder == 0 {
         return None;
     }
@@ -175,4 +274,11 @@ fn awaits_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     let to_read = memory.read_u64(decoder + 32).ok()?;
     let is_decoded = memory.read_u64(at - IN_SIZE_BEFORE_ENCODER).ok()? == 0;
     Some(is_decoded && to_read == 1 && reads_to.wrapping_sub(decoder) < DECODER_BYTES)
+}
+
+/// Whether the frames of a connection are those of ZMTP 1.0.
+fn speaks_old(memory: &Memory, engine: &Engine) -> Option<bool> {
+    let mut greeting = [0; 11];
+    memory.read(engine.address + u64::from(engine.layout.greeting), &mut greeting).ok()?;
+    Some(is_old(&greeting))
 }

@@ -6,6 +6,7 @@ mod blocked;
 mod btf;
 mod event_polls;
 mod fds;
+mod handshake;
 mod holder;
 mod in_flight;
 mod join;
@@ -69,7 +70,7 @@ use crate::{
     error::Error,
     event::{Call, End, EndReason, Event, Library, Loss, Process, ProcessEnd, Socket, Start, Tick, Totals},
     inspect::{self, Detail},
-    target::{self, net::KernelSockets, Memory},
+    target::{self, Memory, net::KernelSockets},
 };
 
 /// How often the ring is read when little happens. Nothing wakes us.
@@ -401,8 +402,9 @@ impl Capture {
             // Which sockets a proxy has: it began before us, so no call tells.
             snapshot.blocked = Sleepers::default().find(process, &snapshot.contexts, false).unwrap_or_default();
         }
-        let pipes = self.joiner.as_mut().map(|joiner| joiner.seed(&snapshot)).unwrap_or_default();
-        if self.joiner.is_some() {
+        let mut told = Vec::new();
+        if let Some(joiner) = &mut self.joiner {
+            told = joiner.seed(&snapshot, &fds.sockets);
             // What waits in the kernel's queues now, after the hooks are in.
             snapshot::describe_connections(&mut snapshot, &fds, &KernelSockets::read([process.pid]));
             snapshot.ts_ns = monotonic_ns();
@@ -413,7 +415,7 @@ impl Capture {
         let sockets = snapshot.contexts.iter().flat_map(|context| &context.sockets);
         self.introduced.extend(sockets.map(|socket| (process.pid, socket.handle, 0)));
         self.ready.push(Event::Snapshot(Arc::new(snapshot)));
-        self.ready.extend(pipes.into_iter().map(Event::Pipe));
+        self.ready.extend(told);
     }
 
     /// Passes on how full the queues of all targets are.

@@ -6,7 +6,8 @@ use tracer_common::{
     limits::MAX_COMMAND_BYTES,
     wire::{
         COUNT_UNSURE, CommandRecord, Direction as RawDirection, PipeCount as RawPipeCount, PipeRecord, Run,
-        StreamRecord, WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WireRecord,
+        StreamRecord, WIRE_CONTINUES, WIRE_FROM_START, WIRE_GAP, WIRE_SEQUENCE, WIRE_SYNCHRONISED, WIRE_WHOLE,
+        WireRecord,
     },
     zmtp::{Ended, REVISION_NONE, SHORT_GREETING},
 };
@@ -41,7 +42,12 @@ pub fn wire(record: &[u8]) -> Option<Wire> {
         ends,
         continues: is(WIRE_CONTINUES),
     });
-    let pipe = (wire.pipe != 0).then_some(PipeCount { pipe: wire.pipe, count: wire.pipe_count, unsure: false });
+    let pipe = (wire.pipe != 0).then_some(PipeCount {
+        pipe: wire.pipe,
+        count: wire.pipe_count,
+        unsure: false,
+        whole: is(WIRE_WHOLE),
+    });
     Some(Wire {
         ts_ns: wire.exit_ns,
         entry_ns: (wire.entry_ns != 0).then_some(wire.entry_ns),
@@ -76,6 +82,7 @@ pub fn stream(record: &[u8]) -> Option<Stream> {
         local,
         remote,
         from_start: stream.from_start == 1,
+        sent: None,
     })
 }
 
@@ -91,6 +98,7 @@ pub fn pipes(data: &[u8]) -> Vec<PipeCount> {
         pipe,
         count: count & !COUNT_UNSURE,
         unsure: count & COUNT_UNSURE != 0,
+        whole: false,
     };
     all_of(data, usize::MAX).map(count).collect()
 }
@@ -100,10 +108,12 @@ pub fn command(record: &[u8]) -> Option<Command> {
     let command: CommandRecord = read(record, size_of::<CommandRecord>())?;
     let data = &command.data[..(command.data_len as usize).min(MAX_COMMAND_BYTES)];
     let content = match command.what {
-        what if what == Ended::Greeting as u8 => greeting(&command),
+        what if what == Ended::Greeting as u8 => {
+            greeting(command.revision, command.minor, command.as_server, &command.mechanism)
+        }
         what if what == Ended::Identity as u8 => CommandContent::Identity { identity: Bytes::copy_from_slice(data) },
         what if what == Ended::Message as u8 => subscription(data)?,
-        what if what == Ended::Command as u8 => content(data)?,
+        what if what == Ended::Command as u8 => content(data, &command.mechanism)?,
         _ => return None,
     };
     Some(Command {
@@ -117,22 +127,23 @@ pub fn command(record: &[u8]) -> Option<Command> {
     })
 }
 
-fn greeting(command: &CommandRecord) -> CommandContent {
-    let version = match command.revision {
+/// What a greeting says, as a walk has kept it.
+pub fn greeting(revision: u8, minor: u8, as_server: u8, mechanism: &[u8; 8]) -> CommandContent {
+    let version = match revision {
         0 | REVISION_NONE => (1, 0),
         1 => (2, 0),
         // What libzmq takes for 3.x.
         2 => (3, 0),
-        major => (major, command.minor),
+        major => (major, minor),
     };
-    if command.as_server == SHORT_GREETING {
-        let socket_type = constants::socket_type(command.minor.into()).map(String::from);
+    if as_server == SHORT_GREETING {
+        let socket_type = constants::socket_type(minor.into()).map(String::from);
         let version = (version.0, 0);
         return CommandContent::Greeting { version, mechanism: None, as_server: false, socket_type };
     }
-    let name = command.mechanism.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = mechanism.split(|byte| *byte == 0).next().unwrap_or_default();
     let mechanism = (version.0 >= 3).then(|| printable(name));
-    CommandContent::Greeting { version, mechanism, as_server: command.as_server == 1, socket_type: None }
+    CommandContent::Greeting { version, mechanism, as_server: as_server == 1, socket_type: None }
 }
 
 /// What a message of a subscriber says, before ZMTP 3.1: its first byte is 1 or 0. Others are the program's own.
@@ -147,7 +158,7 @@ fn subscription(data: &[u8]) -> Option<CommandContent> {
 }
 
 /// What a command says: the length of its name, the name, what belongs to it.
-fn content(data: &[u8]) -> Option<CommandContent> {
+fn content(data: &[u8], mechanism: &[u8; 8]) -> Option<CommandContent> {
     // libzmq's PLAIN has "\x5ERROR" in its source, of which C makes one byte, 0x5e, and "RROR".
     if let Some(rest) = data.strip_prefix(b"\x5eRROR") {
         return Some(error(rest));
@@ -155,14 +166,12 @@ fn content(data: &[u8]) -> Option<CommandContent> {
     let (name, rest) = short_text(data)?;
     Some(match name {
         b"READY" => {
-            let value = |wanted: &str| {
-                let mut values = Properties(rest);
-                values.find(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes())).map(|(_, value)| value)
-            };
-            CommandContent::Ready {
-                socket_type: value("Socket-Type").map(printable),
-                identity: value("Identity").filter(|identity| !identity.is_empty()).map(Bytes::copy_from_slice),
-            }
+            let (socket_type, identity) = who(rest);
+            CommandContent::Ready { socket_type, identity }
+        }
+        b"INITIATE" if mechanism == b"PLAIN\0\0\0" => {
+            let (socket_type, identity) = who(rest);
+            CommandContent::Initiate { socket_type, identity }
         }
         b"ERROR" => error(rest),
         b"SUBSCRIBE" => CommandContent::Subscribe { topic: Bytes::copy_from_slice(rest) },
@@ -176,6 +185,16 @@ fn content(data: &[u8]) -> Option<CommandContent> {
     })
 }
 
+/// Socket type and identity, from properties.
+fn who(properties: &[u8]) -> (Option<String>, Option<Bytes>) {
+    let value = |wanted: &str| {
+        let mut values = Properties(properties);
+        values.find(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes())).map(|(_, value)| value)
+    };
+    let identity = value("Identity").filter(|identity| !identity.is_empty());
+    (value("Socket-Type").map(printable), identity.map(Bytes::copy_from_slice))
+}
+
 /// What follows the name of an ERROR: a reason behind its length.
 fn error(rest: &[u8]) -> CommandContent {
     CommandContent::Error { reason: printable(short_text(rest).map_or(rest, |(reason, _)| reason)) }
@@ -187,7 +206,7 @@ fn short_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(usize::from(*len).min(rest.len())))
 }
 
-/// Names and values of a READY: a name behind its length in one byte, a value behind its length in four. Ends where
+/// Names and values of a READY or INITIATE: a name behind its length in one byte, a value behind its length in four. Ends where
 /// that is not all there.
 struct Properties<'data>(&'data [u8]);
 
@@ -216,6 +235,12 @@ fn all_of<T: Pod>(bytes: &[u8], most: usize) -> impl Iterator<Item = T> {
 mod tests {
     use super::*;
 
+    const NULL: [u8; 8] = *b"NULL\0\0\0\0";
+
+    fn content(data: &[u8]) -> Option<CommandContent> {
+        super::content(data, &NULL)
+    }
+
     fn ready(properties: &[(&str, &[u8])]) -> Vec<u8> {
         let mut data = b"\x05READY".to_vec();
         for (name, value) in properties {
@@ -243,6 +268,20 @@ mod tests {
         assert_eq!(content(b"\x05ERROR\x03bad"), Some(CommandContent::Error { reason: "bad".into() }));
         assert_eq!(content(b"\x5eRROR\x03400"), Some(CommandContent::Error { reason: "400".into() }));
         assert_eq!(content(b"\x05HELLO\x01\x00"), Some(CommandContent::Other { name: "HELLO".into() }));
+    }
+
+    /// The client's password is nobody's business.
+    #[test]
+    fn who_the_client_is_stands_in_its_initiate_unless_that_is_encrypted() {
+        let initiate = ready(&[("Socket-Type", b"SUB"), ("Identity", b"me")]).split_off(6);
+        let initiate = [b"\x08INITIATE", &initiate[..]].concat();
+        let (socket_type, identity) = (Some("SUB".into()), Some(Bytes::from_static(b"me")));
+        let told = super::content(&initiate, b"PLAIN\0\0\0");
+        assert_eq!(told, Some(CommandContent::Initiate { socket_type, identity }));
+        let encrypted = super::content(&initiate, b"CURVE\0\0\0");
+        assert_eq!(encrypted, Some(CommandContent::Other { name: "INITIATE".into() }));
+        let hello = super::content(b"\x05HELLO\x04name\x06secret", b"PLAIN\0\0\0");
+        assert_eq!(hello, Some(CommandContent::Other { name: "HELLO".into() }));
     }
 
     #[test]

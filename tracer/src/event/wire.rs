@@ -34,6 +34,10 @@ pub struct Stream {
     pub remote: Option<String>,
     /// Whether it was seen being made.
     pub from_start: bool,
+    /// Of one that was found at rest, between two messages: what it had taken out of the queue between it and its socket,
+    /// all of which it had sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<PipeCount>,
 }
 
 /// A system call on a connection has returned.
@@ -80,7 +84,7 @@ pub struct Wire {
 pub struct Frames {
     /// Frames that ended, without commands.
     pub frames: u32,
-    /// Messages that ended: frames without a successor.
+    /// Messages that ended: frames without a successor. Subscriptions are commands, in whatever form.
     pub messages: u32,
     /// Commands that ended.
     pub commands: u32,
@@ -198,6 +202,14 @@ pub enum CommandContent {
         #[serde(with = "super::state::optional_bytes")]
         identity: Option<Bytes>,
     },
+    /// INITIATE of PLAIN: the client says who it is. What it says with CURVE is encrypted.
+    Initiate {
+        /// `Socket-Type`.
+        socket_type: Option<String>,
+        /// `Identity`.
+        #[serde(with = "super::state::optional_bytes")]
+        identity: Option<Bytes>,
+    },
     /// The identity that a peer before ZMTP 3.0 sends first.
     Identity {
         /// It.
@@ -240,12 +252,15 @@ pub enum CommandContent {
 pub struct PipeCount {
     /// Names it for good: the address of the socket's end, and above that which of those that were there.
     pub pipe: u64,
-    /// Messages until now. Of a [`Wire`] that sent: taken out by the connection; of one that received: put in before by
+    /// Messages until now. Of a [`Wire`] or [`Stream`] that sent: taken out by the connection; of one that received: put in before by
     /// it. Of a call: written or read by the socket, this one included.
     pub count: u64,
     /// Of a call: the pipe was not known before, so that it may have been an earlier one that changed its count.
     #[serde(default)]
     pub unsure: bool,
+    /// Of the connection: it has not taken parts of the next message, too. False: it may have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
 }
 
 /// A pipe is met for the first time.

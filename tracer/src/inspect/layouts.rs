@@ -70,7 +70,7 @@ layout! {
         session_pipe_events session_pipe session_engine session_socket
         pipe_hwm pipe_msgs_read pipe_msgs_written pipe_peer pipe_sink pipe_state pipe_routing_id pipe_conflate
         engine_s engine_handle engine_session engine_socket engine_handshaking engine_mechanism
-        engine_metadata
+        engine_metadata engine_greeting
         tcp_listener_events tcp_listener_s tcp_listener_handle tcp_listener_socket
         ipc_listener_events ipc_listener_s ipc_listener_handle ipc_listener_socket
         connecter_events connecter_s connecter_handle connecter_socket

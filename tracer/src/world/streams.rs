@@ -82,12 +82,14 @@ impl Streams {
                 peer.mechanism.clone_from(mechanism);
                 peer.socket_type.clone_from(socket_type);
             }
-            CommandContent::Ready { socket_type, identity } => {
+            CommandContent::Ready { socket_type, identity } | CommandContent::Initiate { socket_type, identity } => {
                 peer.socket_type.clone_from(socket_type);
                 peer.identity.clone_from(identity);
             }
             CommandContent::Identity { identity } => {
                 peer.identity = Some(identity.clone()).filter(|identity| !identity.is_empty());
+                // Who has versions names his before.
+                peer.version.get_or_insert((1, 0));
             }
             _ => {}
         }

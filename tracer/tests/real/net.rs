@@ -274,7 +274,7 @@ fn the_peers_of_a_handshake() {
 /// Whatever the version, and however the greeting is cut.
 #[test]
 fn handshakes_of_each_version_cut_into_single_bytes() {
-    for version in ["3.1", "3.0", "2.0"] {
+    for version in ["3.1", "3.0", "2.0", "1.0"] {
         for chunk in ["0", "1", "7"] {
             let mut receiver = Program::c(&["--pattern", "dealer", "--role", "receiver", "--count", "20"]);
             let endpoint = receiver.endpoint();
@@ -288,7 +288,9 @@ fn handshakes_of_each_version_cut_into_single_bytes() {
             let events = finished.of_type("connection_event");
             let done: Vec<_> = events.iter().filter(|event| event["event"] == "handshake_done").collect();
             assert_eq!(done.len(), 1, "{version} by {chunk}: {events:?}");
-            assert_eq!(done[0]["peer_type"], "DEALER", "{version} by {chunk}: {}", done[0]);
+            // Without versions nobody says what he is.
+            let peer_type = if version == "1.0" { Value::Null } else { "DEALER".into() };
+            assert_eq!(done[0]["peer_type"], peer_type, "{version} by {chunk}: {}", done[0]);
             assert_eq!(done[0]["peer_identity"], "rawpeer", "{version} by {chunk}: {}", done[0]);
             let moved = moved(&finished.of_type("syscall"));
             let from_peer = &moved[&(u64::from(receiver.pid()), receiver.name(0).to_owned(), false)];
@@ -298,6 +300,168 @@ fn handshakes_of_each_version_cut_into_single_bytes() {
             peer.close();
         }
     }
+}
+
+/// A handshake that had begun before is followed to its end from wherever it was.
+#[test]
+fn handshakes_that_had_begun() {
+    let stalls = [
+        ("3.1", &[0, 1, 5, 10, 11, 12, 40, 64, 66, 67, 80, 100][..]),
+        ("3.0", &[0, 11, 64, 90]),
+        ("2.0", &[0, 5, 11]),
+        ("1.0", &[0]),
+    ];
+    for (version, stalls) in stalls {
+        for stall in stalls {
+            let mut receiver = Program::c(&["--pattern", "dealer", "--role", "receiver", "--count", "20"]);
+            let (endpoint, stall) = (receiver.endpoint(), stall.to_string());
+            let arguments = ["--endpoint", &endpoint, "--type", "DEALER", "--count", "20", "--stall", &stall];
+            let mut peer = Workload::c("rawpeer", &[&arguments[..], &["--zmtp", version]].concat());
+            let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+            receiver.workload.say("go");
+            peer.go();
+            receiver.workload.answer("done");
+            let finished = tracer.interrupt().ok();
+            let events = finished.of_type("connection_event");
+            let [done] = &events[..] else { panic!("{version} after {stall}: {events:?}") };
+            assert_eq!(done["event"], "handshake_done", "{version} after {stall}: {done}");
+            let peer_type = if version == "1.0" { Value::Null } else { "DEALER".into() };
+            assert_eq!(done["peer_type"], peer_type, "{version} after {stall}: {done}");
+            assert_eq!(done["peer_identity"], "rawpeer", "{version} after {stall}: {done}");
+            let moved = moved(&finished.of_type("syscall"));
+            let from_peer = &moved[&(u64::from(receiver.pid()), receiver.name(0).to_owned(), false)];
+            assert_eq!((from_peer.messages, from_peer.frames), (20, 20), "{version} after {stall}");
+            peer.close();
+        }
+    }
+}
+
+/// Where frames begin is known of a connection that was there before, whatever version it speaks.
+#[test]
+fn connections_that_were_there_before() {
+    for version in ["3.1", "3.0", "2.0", "1.0"] {
+        let mut receiver = Program::c(&["--role", "receiver", "--count", "200"]);
+        let endpoint = receiver.endpoint();
+        let arguments = ["--endpoint", &endpoint, "--count", "200", "--size", "8,300", "--zmtp", version];
+        let mut peer = Workload::c("rawpeer", &arguments);
+        let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+        receiver.workload.say("go");
+        peer.go();
+        receiver.workload.answer("done");
+        let moved = moved(&tracer.interrupt().ok().of_type("syscall"));
+        let from_peer = &moved[&(u64::from(receiver.pid()), receiver.name(0).to_owned(), false)];
+        assert_eq!((from_peer.messages, from_peer.frames), (200, 200), "{version}");
+        peer.close();
+    }
+}
+
+/// Why it fails is told, too.
+#[test]
+fn handshakes_that_had_begun_and_fail() {
+    for (arguments, stall, why) in [
+        (&["--type", "PUB"][..], "5", "PUB"),
+        (&["--type", "PUB"], "70", "PUB"),
+        (&["--error", "not today"], "64", "not today"),
+        (&["--error", "not today"], "70", "not today"),
+    ] {
+        let mut receiver = Program::c(&["--role", "receiver", "--until-told"]);
+        let endpoint = receiver.endpoint();
+        let mut peer = Workload::c("rawpeer", &[&["--endpoint", &endpoint, "--stall", stall], arguments].concat());
+        let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+        receiver.workload.say("go");
+        peer.say("go");
+        // It has to come: nothing says when.
+        let failed = loop {
+            let object = tracer.object();
+            if object["type"] == "connection_event" {
+                break object;
+            }
+        };
+        assert_eq!(failed["event"], "handshake_failed", "{failed}");
+        assert!(text(&failed, "detail").contains(why), "{failed}");
+        tracer.interrupt().ok();
+        receiver.workload.say("stop");
+        receiver.workload.answer("done");
+    }
+}
+
+/// Subscriptions are no messages, by command or by message.
+#[test]
+fn subscriptions_of_each_version() {
+    for version in ["3.1", "3.0", "2.0", "1.0"] {
+        let arguments = ["--role", "sender", "--pattern", "xpub", "--sender-binds", "--count", "400"];
+        let mut publisher = Program::c(&arguments);
+        let endpoint = publisher.endpoint();
+        let arguments = ["--endpoint", &endpoint, "--type", "SUB", "--count", "200", "--subscribe", "b", "--late"];
+        let mut peer = Workload::c("rawpeer", &[&arguments[..], &["--zmtp", version, "--chunk", "1"]].concat());
+        let tracer = Tracer::attach("trace", &publisher.workload, &["--json", "-e", "net"]);
+        publisher.workload.say("go");
+        let received = peer.go();
+        publisher.workload.answer("done");
+        let moved = moved(&tracer.interrupt().ok().of_type("syscall"));
+        let end = |sends| (u64::from(publisher.pid()), publisher.name(0).to_owned(), sends);
+        let subscribed = Moved { bytes: number(&received, "bytes_written"), frames: 0, messages: 0 };
+        assert_eq!(moved[&end(false)], subscribed, "{version}");
+        assert!(moved[&end(true)].messages >= 200, "{version}: {moved:?}");
+        peer.close();
+    }
+}
+
+/// A peer without versions takes libzmq's signature for the header of a frame, whose body is its identity.
+#[test]
+fn identities_of_both_ends_before_there_were_versions() {
+    for (identity, chunk) in [(None, "65536"), (Some("i"), "1"), (Some("identity"), "65536"), (Some("identity"), "3")] {
+        let named = identity.iter().flat_map(|identity| ["--identity", identity]);
+        let arguments = ["--role", "receiver", "--count", "20"].into_iter().chain(named);
+        let mut receiver = Program::c(&arguments.collect::<Vec<_>>());
+        let endpoint = receiver.endpoint();
+        let arguments = ["--endpoint", &endpoint, "--zmtp", "1.0", "--count", "20", "--late", "--read", chunk];
+        let mut peer = Workload::c("rawpeer", &arguments);
+        let pids = format!("{},{}", receiver.pid(), peer.pid());
+        let tracer = Tracer::start(["trace", "--json", "-e", "net", "--wire-only", "-p", &pids]).attached();
+        receiver.workload.say("go");
+        peer.go();
+        receiver.workload.answer("done");
+        let events = tracer.interrupt().ok().of_type("connection_event");
+        let done = |pid: u32| {
+            let mut done = events.iter().filter(|event| event["event"] == "handshake_done" && event["pid"] == pid);
+            let only = done.next().unwrap_or_else(|| panic!("{pid} has shaken hands: {events:?}"));
+            assert!(done.next().is_none(), "once: {events:?}");
+            only
+        };
+        assert_eq!(done(receiver.pid())["peer_identity"], "rawpeer", "{events:?}");
+        assert_eq!(done(peer.pid())["peer_identity"].as_str(), identity, "{events:?}");
+        peer.close();
+    }
+}
+
+/// With PLAIN the client says who it is by INITIATE.
+#[test]
+fn both_ends_of_a_plain_handshake() {
+    let arguments = ["--pattern", "dealer", "--count", "20", "--plain", "--late"];
+    let mut program = Program::c(&arguments);
+    let tracer = Tracer::attach("trace", &program.workload, &["--json", "-e", "net"]);
+    go(&mut [&mut program]);
+    let events = tracer.interrupt().ok().of_type("connection_event");
+    let done: Vec<_> = events.iter().filter(|event| event["event"] == "handshake_done").collect();
+    let mut peers: Vec<_> = done.iter().map(|event| (text(event, "socket"), text(event, "peer_type"))).collect();
+    peers.sort_unstable();
+    assert_eq!(peers, [(program.name(0), "ROUTER"), (program.name(1), "DEALER")], "{events:?}");
+
+    let arguments = ["--pattern", "dealer", "--role", "receiver", "--count", "20", "--plain"];
+    let mut receiver = Program::c(&arguments);
+    let endpoint = receiver.endpoint();
+    let arguments = ["--endpoint", &endpoint, "--type", "DEALER", "--count", "20", "--plain", "--late", "--chunk", "1"];
+    let mut peer = Workload::c("rawpeer", &arguments);
+    let tracer = Tracer::attach("trace", &receiver.workload, &["--json", "-e", "net"]);
+    receiver.workload.say("go");
+    peer.go();
+    receiver.workload.answer("done");
+    let events = tracer.interrupt().ok().of_type("connection_event");
+    let done = events.iter().find(|event| event["event"] == "handshake_done");
+    let done = done.unwrap_or_else(|| panic!("it was done: {events:?}"));
+    assert_eq!((text(done, "peer_type"), text(done, "peer_identity")), ("DEALER", "rawpeer"), "{done}");
+    peer.close();
 }
 
 #[test]

@@ -181,13 +181,16 @@ fn peers_of_every_version_cut_into_pieces() {
 /// Subscriptions are no messages, by command or by message.
 #[test]
 fn subscribers_of_every_version() {
-    for version in ["3.1", "3.0", "2.0"] {
+    for (version, mechanism) in
+        [("3.1", None), ("3.0", None), ("2.0", None), ("3.1", Some("--plain")), ("3.0", Some("--plain"))]
+    {
         let arguments = ["--role", "sender", "--pattern", "xpub", "--sender-binds", "--count", "400"];
-        let mut publisher = Workload::c("stages", &arguments);
+        let mechanism = mechanism.as_slice();
+        let mut publisher = Workload::c("stages", &[&arguments[..], mechanism].concat());
         let endpoint = publisher.ready["endpoint"].as_str().expect("an endpoint").to_owned();
         let arguments = ["--endpoint", &endpoint, "--type", "SUB", "--count", "200", "--subscribe", "b"];
         let more = ["--zmtp", version, "--read", "3", "--chunk", "1", "--late"];
-        let mut peer = Workload::c("rawpeer", &[&arguments[..], &more].concat());
+        let mut peer = Workload::c("rawpeer", &[&arguments[..], &more, mechanism].concat());
         let tracer = Tracer::attach("stat", &publisher, &["--json", "--wire-only"]);
         publisher.say("go");
         let received = peer.go();

@@ -37,6 +37,8 @@ pub struct Moved {
     pub size: Option<u64>,
     /// Parts.
     pub parts: u32,
+    /// Frames that it has on the wire at least; `None`: not known.
+    pub frames: Option<u32>,
     /// Why it must not be reported.
     pub flaw: Option<Reason>,
 }
@@ -134,6 +136,14 @@ impl Matching {
             }
         }
         self.bound();
+    }
+
+    /// Frames that a message has on the wire at least, while it waits to be found there.
+    pub fn frames_of(&self, number: Number) -> Option<u32> {
+        match self.sends.get(&number)? {
+            Waiting::Call(moved) => moved.frames,
+            Waiting::Crossing(_) => None,
+        }
     }
 
     /// The program has received a message from a pipe.

@@ -283,7 +283,9 @@ const PAIR: i32 = 0;
 const PUB: i32 = 1;
 const SUB: i32 = 2;
 const REQ: i32 = 3;
+const REP: i32 = 4;
 const DEALER: i32 = 5;
+const ROUTER: i32 = 6;
 const PUSH: i32 = 8;
 const XPUB: i32 = 9;
 const XSUB: i32 = 10;
@@ -319,7 +321,13 @@ impl Latency {
             Event::Call(call) => self.call(world, call),
             Event::InFlight(sample) => self.proxies(&sample.call),
             Event::Wire(wire) => self.wire(world, wire),
-            Event::Stream(stream) => self.streams.met(stream),
+            Event::Stream(stream) => {
+                self.streams.met(stream);
+                if let Some(sent) = &stream.sent {
+                    let pipe = self.pipes.at(stream.pid, sent.pipe);
+                    self.streams.rests(stream.inode, pipe, sent.count, stream.ts_ns);
+                }
+            }
             Event::Command(command) => self.command(command),
             Event::Pipe(pipe) => {
                 self.piped.insert(pipe.pid);
@@ -376,7 +384,7 @@ impl Latency {
 
     fn settle(&mut self) {
         self.settled_ns = self.now_ns;
-        self.streams.settle(self.now_ns);
+        self.streams.settle(self.now_ns, &self.matching);
         self.take_crossings();
         self.matching.settle(&self.pipes);
         for state in self.pipes.states_mut() {
@@ -388,7 +396,7 @@ impl Latency {
     }
 
     fn end(&mut self) {
-        self.streams.end(self.now_ns);
+        self.streams.end(self.now_ns, &self.matching);
         self.take_crossings();
         let streams = &self.streams;
         let reason = |pipes: &Pipes, number: Number| {
@@ -553,7 +561,8 @@ impl Latency {
             return;
         }
         let ApiMessage { socket, enter_ns, return_ns, size, parts, flaw, .. } = *message;
-        let moved = Moved { socket, enter_ns, return_ns, size, parts, flaw };
+        let frames = frames(socket_type, parts).filter(|_| flaw.is_none());
+        let moved = Moved { socket, enter_ns, return_ns, size, parts, frames, flaw };
         let (mut sure, mut perhaps) = (Vec::new(), Vec::new());
         for count in counts {
             let pipe = self.pipes.called(socket, message.direction, count, return_ns);
@@ -592,6 +601,7 @@ impl Latency {
     fn numbered(&mut self, number: Number, moved: Moved, is_sent: bool) {
         if is_sent {
             self.matching.sent(number, moved);
+            self.streams.sent(number, &self.matching);
         } else {
             self.matching.received(number, moved);
             self.pass(number);
@@ -657,7 +667,7 @@ impl Latency {
         let has_calls = wire.handle.is_some() && !is_proxied;
         let pipe = pipe.filter(|_| has_calls);
         match wire.direction {
-            Direction::Send => self.streams.wrote(wire, pipe, has_calls),
+            Direction::Send => self.streams.wrote(wire, pipe, has_calls, &self.matching),
             Direction::Receive => self.streams.read(wire, pipe, has_calls),
         }
     }
@@ -668,12 +678,24 @@ impl Latency {
             CommandContent::Greeting { mechanism: Some(mechanism), .. } => {
                 ending.is_encrypted |= matches!(mechanism.as_str(), "CURVE" | "GSSAPI");
             }
-            CommandContent::Ready { socket_type: Some(socket_type), .. } => {
+            CommandContent::Ready { socket_type: Some(socket_type), .. }
+            | CommandContent::Initiate { socket_type: Some(socket_type), .. } => {
                 let which = usize::from(command.direction == Direction::Receive);
                 ending.subscribes[which] |= matches!(socket_type.as_str(), "SUB" | "XSUB" | "DISH");
             }
             _ => {}
         }
+    }
+}
+
+/// Frames that a message has on the wire at least, by the parts that the program sends.
+fn frames(socket_type: Option<i32>, parts: u32) -> Option<u32> {
+    match socket_type? {
+        // The first one says to whom.
+        ROUTER => parts.checked_sub(1),
+        // Behind an envelope: an empty frame, and before that those that say how a reply finds its way back.
+        REQ | REP => Some(parts + 1),
+        _ => Some(parts),
     }
 }
 

@@ -6,23 +6,33 @@
 //! give, and that unix sockets give when both were seen from their start, or at a moment when all that was sent had been
 //! received.
 
-use std::{collections::VecDeque, sync::Arc};
+mod crossing;
+mod parts;
+mod receiver;
+mod sender;
+
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use self::{
+    crossing::cross,
+    receiver::{Drained, Receiver, Segment},
+    sender::{Numbering, Sender},
+};
 use super::{
-    Aged, Party, Reason, SECOND_NS,
-    matching::{Crossing, End, Number},
+    Party, Reason, SECOND_NS,
+    matching::{Crossing, End, Matching, Number},
     pipes::PipeId,
 };
-use crate::event::{Inside, Stream, Wire};
+use crate::event::{Stream, Wire};
 
 /// Connections' ends that are kept; beyond it those closed, then those unused longest, are forgotten.
 const MAX_STREAMS: usize = 1 << 14;
 /// System calls of one direction that wait for the other end's; beyond it the oldest are given up.
 const MAX_CALLS: usize = 1 << 13;
-/// The same for messages that ended in them.
-const MAX_ENDS: u64 = 1 << 17;
+/// Of messages that encryption hides so many are told to be lost at a time.
+const MAX_LOST: usize = 1 << 13;
 /// How long it is waited for the other end of a connection to be seen, once this one has moved bytes.
 const PEER_GRACE_NS: u64 = SECOND_NS;
 /// How long what has no counterpart, though later bytes have, is kept in case it comes late.
@@ -62,90 +72,6 @@ pub struct Ending {
     pub subscribes: [bool; 2],
 }
 
-/// A system call that sent, or several records of it.
-#[derive(Debug)]
-struct Written {
-    start: u64,
-    end: u64,
-    entry_ns: Option<u64>,
-    exit_ns: u64,
-    /// Where messages ended: lengths and how many; `None`: it is not known.
-    ends: Option<Box<[(u32, u32)]>>,
-    count: u64,
-    /// Messages on this connection before.
-    before: u64,
-    numbering: Numbering,
-    /// Bytes that no receive was laid beside.
-    left: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Numbering {
-    /// The next complete system call tells.
-    Pending,
-    /// By the pipe: the number of the first one.
-    Of(PipeId, u64),
-    /// Nothing is known of calls.
-    NoCalls,
-    Unknown(Reason),
-}
-
-/// One direction of one end: what it sent.
-#[derive(Debug, Default)]
-pub struct Sender {
-    written: VecDeque<Written>,
-    ends: u64,
-    /// tcp: sequence number at position 0.
-    origin: Option<u32>,
-    end: Aged,
-    /// Records of a system call whose last one has not come.
-    partial: Vec<(u32, u32)>,
-    partial_of: Option<(u64, u64)>,
-    /// What the pipe's count was more than the connection's, when a system call was complete.
-    offset: Option<(PipeId, i64)>,
-    last_exit_ns: u64,
-    /// Before when its first byte cannot have been sent.
-    begun_ns: Option<u64>,
-}
-
-/// A system call that received.
-#[derive(Debug)]
-struct Segment {
-    start: u64,
-    end: u64,
-    rx_ns: u64,
-    pipe: Option<(PipeId, u64)>,
-    has_calls: bool,
-    /// Messages that ended in it, by its own walk.
-    messages: Option<u64>,
-    /// It has the first messages of its connection: the handshake ended in it, and only then was the pipe made.
-    is_first: bool,
-    done: bool,
-}
-
-/// One direction of one end: what it received.
-#[derive(Debug, Default)]
-pub struct Receiver {
-    segments: VecDeque<Segment>,
-    origin: Option<u32>,
-    end: Aged,
-    /// What the sender's position is more than the receiver's.
-    difference: Option<i64>,
-    /// unix: where both were when a read had drained the socket, to be confirmed by the next send.
-    drained: Option<Drained>,
-    /// unix: when the kernel held nothing for it, before anything was seen to move.
-    at_rest_ns: Option<u64>,
-    /// Before when its first byte cannot have been read.
-    begun_ns: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Drained {
-    sent: u64,
-    received: u64,
-    read_exit_ns: u64,
-}
-
 /// All connections.
 #[derive(Debug, Default)]
 pub struct Streams {
@@ -156,6 +82,8 @@ pub struct Streams {
     by_addresses: FxHashMap<(Arc<str>, Arc<str>), Vec<u64>>,
     by_peer_inode: FxHashMap<u64, u64>,
     networks: FxHashMap<u32, u64>,
+    /// Ends that send encrypted what comes from these pipes.
+    encrypted: FxHashMap<PipeId, u64>,
     /// When each thread last returned from a system call: its next one began later.
     threads: FxHashMap<u32, u64>,
     /// What came of the last event.
@@ -188,7 +116,7 @@ impl Streams {
         if let Some(known) = self.endings.get_mut(&stream.inode) {
             // Told of again; what was not known may be now.
             known.peer_inode = known.peer_inode.or(stream.peer_inode);
-            if known.local.is_some() || stream.local.is_none() {
+            if known.local.is_some() || known.remote.is_some() {
                 return self.pair(stream.inode);
             }
             known.local = stream.local.as_deref().map(plain);
@@ -253,7 +181,15 @@ impl Streams {
                 local: None,
                 remote: None,
                 from_start: wire.from_start,
+                sent: None,
             });
+        }
+    }
+
+    /// An end was found between two messages, so many of which it had sent.
+    pub fn rests(&mut self, inode: u64, pipe: Option<PipeId>, messages: u64, ts_ns: u64) {
+        if let Some(pipe) = pipe {
+            self.senders.entry(inode).or_default().rest(pipe, messages, ts_ns);
         }
     }
 
@@ -302,12 +238,11 @@ impl Streams {
         self.receivers.entry(inode).or_default().at_rest_ns.get_or_insert(ts_ns);
     }
 
-    /// A system call has sent.
-    pub fn wrote(&mut self, wire: &Wire, pipe: Option<PipeId>, has_calls: bool) {
-        let frames = wire.frames.as_ref();
+    /// A system call has sent. `sends`: what is known of the messages that wait to be found in it.
+    pub fn wrote(&mut self, wire: &Wire, pipe: Option<PipeId>, has_calls: bool, sends: &Matching) {
         let Some(ending) = self.endings.get_mut(&wire.inode) else { return };
         ending.moved(wire);
-        let (is_encrypted, peer, from_start) = (ending.is_encrypted, ending.peer, wire.from_start);
+        let (is_encrypted, peer) = (ending.is_encrypted, ending.peer);
         let is_encrypted =
             is_encrypted || peer.is_some_and(|peer| self.endings.get(&peer).is_some_and(|it| it.is_encrypted));
         let entry_ns = wire.entry_ns.or_else(|| self.threads.get(&wire.tid).copied());
@@ -316,102 +251,78 @@ impl Streams {
             return;
         }
         let sender = self.senders.entry(wire.inode).or_default();
-        let start = wire.position;
-        let end = wire.position + wire.ret as u64;
-        if wire.gap || sender.has_moved(wire, end) {
+        if wire.gap || sender.has_moved(wire) {
             sender.restart(&mut self.settled);
             if let Some(receiver) = peer.and_then(|peer| self.receivers.get_mut(&peer)) {
                 receiver.difference = None;
                 receiver.drained = None;
             }
         }
-        let sender = self.senders.entry(wire.inode).or_default();
         if wire.position == 0 {
             sender.begun_ns = entry_ns;
         }
-        sender.origin = wire.sequence.map(|sequence| sequence.wrapping_sub(end as u32));
-        let of = (wire.position, wire.ts_ns);
-        if sender.partial_of != Some(of) {
-            sender.partial.clear();
-            sender.partial_of = Some(of);
-        }
-        if let Some(frames) = frames {
-            sender.partial.extend_from_slice(&frames.ends);
-            if frames.continues {
-                return;
-            }
-        }
-        sender.partial_of = None;
-        let ends = std::mem::take(&mut sender.partial);
-        let counted: u64 = ends.iter().map(|(_, count)| u64::from(*count)).sum();
-        let length: u64 = ends.iter().map(|(bytes, count)| u64::from(*bytes) * u64::from(*count)).sum();
-        // Records of the call that were lost would number the rest wrongly.
-        let is_whole = frames.is_some_and(|frames| counted == u64::from(frames.messages) && length <= wire.ret as u64);
-        let mut written = Written {
-            start,
-            end,
-            entry_ns: wire.entry_ns,
-            exit_ns: wire.ts_ns,
-            ends: is_whole.then(|| ends.into_boxed_slice()),
-            count: if is_whole { counted } else { 0 },
-            before: frames.map_or(0, |frames| frames.total_messages.saturating_sub(u64::from(frames.messages))),
-            numbering: Numbering::Pending,
-            left: end - start,
-        };
-        // Inside a frame of which encryption hides whether it is the last one, it is not known whether its message counts.
-        // Nor is it inside the frame in which the walk began.
-        let is_clear = frames.is_some_and(|frames| match frames.inside {
-            Inside::Nothing => true,
-            Inside::Part | Inside::LastPart => !is_encrypted,
-            Inside::Unknown => false,
-        });
-        let is_complete = wire.ret as u64 == wire.wanted && is_clear;
+        let Some(mut written) = sender.gather(wire) else { return };
+        let (start, end) = (written.start, written.end);
         // Receives of what has its numbers now.
         let mut numbered_from = start;
-        match (pipe, wire.pipe, frames) {
+        match (pipe, wire.pipe, &wire.frames) {
+            (Some(pipe), Some(counts), Some(frames)) if is_encrypted => {
+                sender.hide(&mut written, wire, pipe, counts, frames);
+                self.encrypted.insert(pipe, wire.inode);
+            }
             (Some(pipe), Some(counts), Some(frames)) => {
-                let first = sender.offset;
-                if is_complete {
-                    let taken = counts.count - u64::from(frames.inside == Inside::LastPart && counts.count > 0);
-                    let offset = taken as i64 - frames.total_messages as i64;
-                    let known_before = first.is_some_and(|(of, known)| of == pipe && known == offset);
-                    let differs = first.is_some_and(|(of, known)| of == pipe && known != offset);
-                    // With encryption parts count as messages: only where both counts have grown by the same, none did.
-                    let is_sure = if is_encrypted {
-                        known_before || (first.is_none() && from_start && offset == 0)
-                    } else {
-                        !differs && taken >= written.count
-                    };
-                    let number = |before: u64| {
-                        let first = before as i64 + offset + 1;
-                        if is_sure && first >= 1 {
-                            Numbering::Of(pipe, first as u64)
-                        } else {
-                            Numbering::Unknown(Reason::Ambiguous)
-                        }
-                    };
-                    written.numbering = number(written.before);
-                    let pending = sender.written.iter_mut().rev().filter(|it| it.exit_ns <= wire.ts_ns);
-                    for earlier in pending.take_while(|it| it.numbering == Numbering::Pending) {
-                        earlier.numbering = number(earlier.before);
-                        numbered_from = earlier.start;
-                    }
-                    sender.offset = Some((pipe, offset));
-                }
+                numbered_from = sender.number(&mut written, wire, pipe, counts.count, frames);
             }
             _ if !has_calls => written.numbering = Numbering::NoCalls,
             (_, _, None) => written.numbering = Numbering::Unknown(Reason::NotSynchronised),
             _ => written.numbering = Numbering::Unknown(Reason::PipeUnknown),
         }
         sender.last_exit_ns = sender.last_exit_ns.max(wire.ts_ns);
-        let (entry_ns, exit_ns) = (wire.entry_ns, wire.ts_ns);
         sender.add(written, &mut self.settled);
+        if is_encrypted {
+            self.unhide(wire.inode, sends, 0);
+        }
         if let Some(peer) = peer {
-            self.confirm_drained(wire.inode, peer, start, entry_ns, exit_ns);
+            self.confirm_drained(wire.inode, peer, start, wire.entry_ns, wire.ts_ns);
             self.align(wire.inode, peer);
             self.cross_from(wire.inode, peer, numbered_from, end);
         } else {
             self.alone(wire.inode, wire.ts_ns, false);
+        }
+    }
+
+    /// The program has sent a message: what is encrypted may wait for its parts.
+    pub fn sent(&mut self, number: Number, sends: &Matching) {
+        let Some(inode) = self.encrypted.get(&number.pipe).copied() else { return };
+        if self.senders.get(&inode).is_some_and(|sender| sender.parts.awaits(number.number)) {
+            self.unhide(inode, sends, 0);
+        }
+    }
+
+    /// Finds out which messages ended in what was sent encrypted. It is not waited for calls that send what was on the
+    /// wire before `late_ns`.
+    fn unhide(&mut self, inode: u64, sends: &Matching, late_ns: u64) {
+        let (Some(ending), Some(sender)) = (self.endings.get(&inode), self.senders.get_mut(&inode)) else { return };
+        let Some(pipe) = sender.parts.pipe() else { return };
+        let number = |number: u64| Number { pipe, number };
+        sender.parts.decide(|message| sends.frames_of(number(message)), late_ns);
+        let bytes = sender.unhide();
+        for (messages, reason) in sender.parts.take_lost() {
+            let known = messages.rev().take(MAX_LOST).filter(|message| sends.frames_of(number(*message)).is_some());
+            self.crossings.extend(known.map(|message| Crossing {
+                from: ending.party.clone(),
+                to: Party::Unknown,
+                connection: ending.connection(),
+                tx: End::Numbered(number(message)),
+                rx: End::Unknown(reason),
+                not_before_ns: 0,
+                tx_ns: None,
+                rx_ns: None,
+                index: message,
+            }));
+        }
+        if let (Some(bytes), Some(peer)) = (bytes, ending.peer) {
+            self.cross_from(inode, peer, bytes.start, bytes.end);
         }
     }
 
@@ -650,7 +561,10 @@ impl Streams {
     }
 
     /// Once a second of the stream: gives up what will not come, forgets what is closed.
-    pub fn settle(&mut self, now_ns: u64) {
+    pub fn settle(&mut self, now_ns: u64, sends: &Matching) {
+        for inode in self.encrypted.values().copied().collect::<Vec<_>>() {
+            self.unhide(inode, sends, now_ns.saturating_sub(SECOND_NS));
+        }
         let inodes: Vec<u64> = self.endings.keys().copied().collect();
         for inode in inodes {
             let Some(ending) = self.endings.get(&inode) else { continue };
@@ -725,7 +639,10 @@ impl Streams {
     }
 
     /// The end of the stream: all that can be said is said.
-    pub fn end(&mut self, now_ns: u64) {
+    pub fn end(&mut self, now_ns: u64, sends: &Matching) {
+        for inode in self.encrypted.values().copied().collect::<Vec<_>>() {
+            self.unhide(inode, sends, u64::MAX);
+        }
         let inodes: Vec<u64> = self.endings.keys().copied().collect();
         for inode in &inodes {
             if let Some(sender) = self.senders.get_mut(inode) {
@@ -778,6 +695,7 @@ impl Streams {
         if let Some(mut sender) = self.senders.remove(&inode) {
             sender.restart(&mut self.settled);
         }
+        self.encrypted.retain(|_, of| *of != inode);
         self.receivers.remove(&inode);
         if let (Some(local), Some(remote)) = (ending.local, ending.remote) {
             let key = (local, remote);
@@ -863,212 +781,4 @@ impl Ending {
             (None, None) => None,
         }
     }
-}
-
-impl Written {
-    /// The end of its nth message, from 0.
-    fn end_of(&self, nth: u64) -> End {
-        match self.numbering {
-            Numbering::Of(pipe, first) => End::Numbered(Number { pipe, number: first + nth }),
-            Numbering::NoCalls => End::NoCalls,
-            Numbering::Pending => End::Unknown(Reason::Ambiguous),
-            Numbering::Unknown(reason) => End::Unknown(reason),
-        }
-    }
-}
-
-impl Sender {
-    /// Whether what tcp says does not go on from what it said.
-    fn has_moved(&self, wire: &Wire, end: u64) -> bool {
-        let origin = wire.sequence.map(|sequence| sequence.wrapping_sub(end as u32));
-        self.origin.is_some() && origin.is_some() && self.origin != origin
-    }
-
-    /// What was counted does not go on.
-    fn restart(&mut self, settled: &mut Vec<(PipeId, bool, u64)>) {
-        for written in &mut self.written {
-            written.left = 0;
-        }
-        self.drop_done(settled);
-        *self = Self { last_exit_ns: self.last_exit_ns, ..Self::default() };
-    }
-
-    /// Keeps the order of positions, whatever the order of events.
-    fn add(&mut self, written: Written, settled: &mut Vec<(PipeId, bool, u64)>) {
-        self.end.raise(written.end);
-        self.ends += written.count;
-        let at = self.written.partition_point(|earlier| earlier.start < written.start);
-        let overlaps = self.written.get(at).is_some_and(|next| next.start < written.end)
-            || at > 0 && self.written[at - 1].end > written.start;
-        if overlaps {
-            // The same bytes twice: not to be believed.
-            self.ends -= written.count;
-            return;
-        }
-        self.written.insert(at, written);
-        while self.written.len() > MAX_CALLS || self.ends > MAX_ENDS && self.written.len() > 1 {
-            if let Some(first) = self.written.front_mut() {
-                first.left = 0;
-            }
-            self.drop_done(settled);
-        }
-    }
-
-    fn drop_done(&mut self, settled: &mut Vec<(PipeId, bool, u64)>) {
-        while self.written.front().is_some_and(|first| first.left == 0) {
-            let Some(first) = self.written.pop_front() else { break };
-            self.ends -= first.count;
-            if let Numbering::Of(pipe, number) = first.numbering {
-                settled.push((pipe, true, (number + first.count).saturating_sub(1)));
-            }
-        }
-    }
-}
-
-impl Segment {
-    /// Whether its pipe is still to be told.
-    fn is_unnamed(&self) -> bool {
-        self.pipe.is_none() && self.is_first && self.has_calls && self.messages != Some(0)
-    }
-}
-
-impl Receiver {
-    fn add(&mut self, segment: Segment) {
-        let at = self.segments.partition_point(|earlier| earlier.start < segment.start);
-        let overlaps = self.segments.get(at).is_some_and(|next| next.start < segment.end)
-            || at > 0 && self.segments[at - 1].end > segment.start;
-        if overlaps {
-            return;
-        }
-        self.segments.insert(at, segment);
-        if self.segments.len() > MAX_CALLS {
-            self.segments.pop_front();
-        }
-    }
-
-    /// The connection has its pipe by now: its first messages went through it. Whether there were some.
-    fn name_first(&mut self, pipe: PipeId) -> bool {
-        let first = self.segments.iter_mut().find(|segment| segment.is_unnamed());
-        first.map(|segment| segment.pipe = Some((pipe, 0))).is_some()
-    }
-
-    /// Messages that ended in a segment, by what the pipe had counted before the next one.
-    fn next_count(&self, index: usize) -> Option<u64> {
-        let (segment, next) = (self.segments.get(index)?, self.segments.get(index + 1)?);
-        let ((pipe, before), (next_pipe, after)) = (segment.pipe?, next.pipe?);
-        (segment.end == next.start && pipe == next_pipe).then(|| after.checked_sub(before))?
-    }
-
-    fn drop_done(&mut self, settled: &mut Vec<(PipeId, bool, u64)>) {
-        while self.segments.front().is_some_and(|first| first.done) {
-            if let Some(Segment { pipe: Some((pipe, before)), .. }) = self.segments.pop_front() {
-                settled.push((pipe, false, before));
-            }
-        }
-    }
-}
-
-/// Lays a receive beside the sends whose bytes it returned. Where not all of those were seen, it waits for them unless
-/// forced to do without.
-fn cross(
-    sender: &mut Sender,
-    receiver: &mut Receiver,
-    index: usize,
-    (from, to): (&Ending, &Ending),
-    forced: bool,
-    crossings: &mut Vec<Crossing>,
-) {
-    let Some(difference) = receiver.difference else { return };
-    let counted = receiver.next_count(index);
-    let segment = &mut receiver.segments[index];
-    if segment.done || (segment.is_unnamed() && !forced) {
-        return;
-    }
-    let (start, end) = (segment.start as i64 + difference, segment.end as i64 + difference);
-    // Bytes from before the sender was seen.
-    let begins_before = start < 0;
-    let (start, end) = (start.max(0) as u64, end.max(0) as u64);
-    let first = sender.written.partition_point(|written| written.end <= start);
-    let last = sender.written.partition_point(|written| written.start < end);
-    // Messages that ended in it, by stretches without a hole: each is a send, and which of its messages.
-    let (mut at, mut holes) = (start, u32::from(begins_before));
-    let mut ended: Vec<(usize, u64, u32)> = Vec::new();
-    for place in first..last {
-        let written = &sender.written[place];
-        if written.numbering == Numbering::Pending && !forced {
-            return;
-        }
-        if written.start > at {
-            holes += 1;
-        }
-        at = written.end;
-        let Some(ends) = &written.ends else {
-            holes += 1;
-            continue;
-        };
-        let (mut position, mut nth) = (written.start, 0);
-        for (bytes, count) in ends {
-            for _ in 0..*count {
-                position += u64::from(*bytes);
-                if position > start && position <= end {
-                    ended.push((place, nth, holes));
-                }
-                nth += 1;
-            }
-        }
-    }
-    if at < end {
-        holes += 1;
-    }
-    if end == 0 {
-        segment.done = true;
-        return;
-    }
-    if holes > 0 && !forced {
-        return;
-    }
-    // Encrypted parts look like messages; what the pipe counted tells.
-    let is_sure = |(place, ..): &(usize, u64, u32)| matches!(sender.written[*place].numbering, Numbering::Of(..));
-    if (from.is_encrypted || to.is_encrypted)
-        && (holes > 0 || counted != Some(ended.len() as u64) && !ended.iter().all(is_sure))
-    {
-        segment.done = forced || counted.is_some();
-        return;
-    }
-    let connection = from.connection();
-    let total = ended.len() as u64;
-    for (nth, (place, message, before_holes)) in (1..).zip(&ended) {
-        let number = match (segment.pipe, holes) {
-            (None, _) => None,
-            // Forward from what was counted before, as far as all bytes were seen; backward from what was after.
-            (Some((pipe, before)), _) if *before_holes == 0 => Some(Number { pipe, number: before + nth }),
-            (Some((pipe, before)), _) if *before_holes == holes => counted
-                .and_then(|counted| (before + counted + nth).checked_sub(total))
-                .map(|number| Number { pipe, number }),
-            _ => None,
-        };
-        let written = &sender.written[*place];
-        crossings.push(Crossing {
-            from: from.party.clone(),
-            to: to.party.clone(),
-            connection: connection.clone(),
-            tx: written.end_of(*message),
-            rx: match (number, segment.has_calls, segment.pipe) {
-                (Some(number), ..) => End::Numbered(number),
-                (None, false, _) => End::NoCalls,
-                (None, true, None) => End::Unknown(Reason::PipeUnknown),
-                (None, true, Some(_)) => End::Unknown(Reason::Lost),
-            },
-            not_before_ns: from.not_before_ns(),
-            tx_ns: written.entry_ns,
-            rx_ns: Some(segment.rx_ns),
-            index: written.before + message + 1,
-        });
-    }
-    for place in first..last {
-        let written = &mut sender.written[place];
-        let shared = written.end.min(end).saturating_sub(written.start.max(start));
-        written.left = written.left.saturating_sub(shared);
-    }
-    segment.done = true;
 }
