@@ -493,7 +493,7 @@ mod tests {
         assert_eq!(size_of::<ThreadRecord>(), 40);
         assert_eq!(size_of::<TaskRecord>(), 72);
         assert_eq!(size_of::<TaskLayout>(), 28);
-        assert_eq!(size_of::<LibraryConfig>(), 144);
-        assert_eq!(size_of::<TargetConfig>(), 24 + 144 * MAX_LIBRARIES);
+        assert_eq!(size_of::<LibraryConfig>(), 128);
+        assert_eq!(size_of::<TargetConfig>(), 24 + 128 * MAX_LIBRARIES);
     }
 }

@@ -118,7 +118,7 @@ pub struct Engine {
     /// `ZMQ_TYPE` of its socket.
     pub socket_type: u8,
     /// Explicit padding.
-    pub padding: [u8; 5],
+    pub padding: [u8; 3],
 }
 
 /// Offsets on the way from an engine to its queues and to its place in the frames.
@@ -143,6 +143,8 @@ pub struct EngineLayout {
     pub message_content: u16,
     /// In the session: what the [`PipeEnd::sink`] of its pipe points to.
     pub sink: u16,
+    /// Explicit padding.
+    pub padding: u16,
 }
 
 /// How far before an engine's pointer to its encoder the one to its decoder lies.
@@ -458,7 +460,7 @@ mod tests {
         assert_eq!(size_of::<StreamKey>(), 12);
         assert_eq!(size_of::<Walk>(), 6 * 8 + 8);
         assert_eq!(size_of::<Stream>(), 104 + 2 * MAX_COMMAND_BYTES);
-        assert_eq!(size_of::<EngineLayout>(), 18);
+        assert_eq!(size_of::<EngineLayout>(), 20);
         assert_eq!(size_of::<Engine>(), 32);
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);

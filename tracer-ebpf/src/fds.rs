@@ -461,7 +461,7 @@ fn note_engine(caller: &Caller, class: &WatcherConfig, object: &Object, found: &
         return;
     }
     let engine =
-        Engine { address: object.address, layout: class.engine, socket_type: found.socket_type, padding: [0; 5] };
+        Engine { address: object.address, layout: class.engine, socket_type: found.socket_type, padding: [0; 3] };
     let _ = ENGINES.insert(&caller.key(found.fd), &engine, BPF_ANY.into());
 }
 

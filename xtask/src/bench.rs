@@ -28,10 +28,13 @@ const RING_KIB: u64 = 2 * 16 * 1024;
 /// What is measured of the tracer at work.
 type Comparison = fn(&Bench) -> Result<String>;
 
-const COMPARISONS: [(&str, Comparison); 5] = [
+const COMPARISONS: [(&str, Comparison); 8] = [
     ("call", Bench::call),
     ("round-trip", Bench::round_trip),
     ("flood", Bench::flood),
+    ("wire", Bench::wire),
+    ("latency", Bench::latency),
+    ("bystander", Bench::bystander),
     ("attach", Bench::attach),
     ("look", Bench::look),
 ];
@@ -243,6 +246,117 @@ impl Bench {
         Ok(Flood { messages_per_s: number(&truth["msgs_per_s"])?, calls, seen, lost })
     }
 
+    /// What the wire view alone takes of a stream's throughput.
+    fn wire(&self) -> Result<String> {
+        const PACES: [(&str, &[&str], u32); 2] =
+            [("as fast as it can", &[], 20), ("50,000 messages/s", &["--rate", "50000"], 2)];
+        let mut text = String::from(
+            "## The wire alone\n\nPUSH/PULL of 64-byte messages over tcp within one process, seen by `stat --wire-only`. \
+             What is lost is that of each round.\n\n\
+             | pace | untraced, messages/s | traced, messages/s | lost, % | limit, % |\n|---|---|---|---|---|\n",
+        );
+        for (pace, arguments, limit) in PACES {
+            let states = [None, Some(&["stat", "--wire-only"][..])];
+            let [untraced, traced] = self.stream(arguments, states)?;
+            let lost: Vec<f64> = untraced
+                .iter()
+                .zip(&traced)
+                .map(|(untraced, traced)| 100.0 * (1.0 - traced.messages_per_s / untraced.messages_per_s))
+                .collect();
+            let rates = |rounds: &[Rate]| with_range(&rounds.iter().map(|it| it.messages_per_s).collect::<Vec<_>>(), 0);
+            let _ = writeln!(
+                text,
+                "| {pace} | {} | {} | {} | {limit} |",
+                rates(&untraced),
+                rates(&traced),
+                with_range(&lost, 1)
+            );
+        }
+        Ok(text)
+    }
+
+    /// What `latency` costs, against what it is made of.
+    fn latency(&self) -> Result<String> {
+        let mut text = String::from(
+            "## A message's stages\n\nPUSH/PULL of 64-byte messages over tcp within one process: CPU time of that \
+             process by message. `latency` may cost 1.1 times what tracing the calls does (`trace -e send,recv -s 0 -o \
+             FILE`) and what the wire does (`stat --wire-only`) besides. As fast as it can, the tracer's own CPU time \
+             counts, too, and the slower a stream is the fewer messages share a system call.\n\n\
+             | pace | untraced, ns | wire, ns | calls, ns | `latency`, ns | adds, of what it may | \
+             `latency`, messages/s |\n|---|---|---|---|---|---|---|\n",
+        );
+        for (pace, arguments) in [("50,000 messages/s", &["--rate", "50000"][..]), ("as fast as it can", &[][..])] {
+            let states = [
+                None,
+                Some(&["stat", "--wire-only"][..]),
+                Some(&["trace", "-e", "send,recv", "-s", "0"][..]),
+                Some(&["latency"][..]),
+            ];
+            let rounds = self.stream(arguments, states)?;
+            let costs = rounds.each_ref().map(|it| it.iter().map(|rate| rate.cpu_ns).collect::<Vec<_>>());
+            let [untraced, wire, calls, latency] = costs.each_ref().map(|costs| median(costs));
+            let share = (latency - untraced) / (1.1 * (calls - untraced) + wire - untraced);
+            let rates: Vec<f64> = rounds[3].iter().map(|rate| rate.messages_per_s).collect();
+            let [untraced, wire, calls, latency] = costs.map(|costs| with_range(&costs, 0));
+            let _ = writeln!(
+                text,
+                "| {pace} | {untraced} | {wire} | {calls} | {latency} | {share:.2} | {} |",
+                with_range(&rates, 0)
+            );
+        }
+        Ok(text)
+    }
+
+    /// What a process pays that nobody traces, while another one is.
+    fn bystander(&self) -> Result<String> {
+        const BLOCKS: u32 = 500_000;
+        let traced = self.workload("reqrep", &["--role", "both", "--count", "1000", "--phases"])?;
+        let states: [&[&str]; 3] = [&[], &["trace"], &["latency"]];
+        let mut samples = [const { Vec::new() }; 3];
+        for _ in 0..ROUNDS {
+            for (arguments, samples) in states.iter().zip(&mut samples) {
+                let tracer = if arguments.is_empty() { None } else { Some(self.zmqtrace(traced.pid()?, arguments)?) };
+                let begin = Instant::now();
+                let mut copy = Command::new("dd");
+                copy.args(["if=/dev/zero", "of=/dev/null", "bs=1"]).arg(format!("count={BLOCKS}"));
+                crate::command::run_quietly(&mut copy)?;
+                samples.push(begin.elapsed().as_secs_f64() * 1e9 / f64::from(2 * BLOCKS));
+                tracer.map(Tracer::stop).transpose()?;
+            }
+        }
+        traced.end()?;
+        let mut text = String::from(
+            "## Who is not traced\n\nA system call of an untraced process (`dd` of single bytes: read and write) while \
+             another process is traced.\n\n| state | ns a system call | added, ns |\n|---|---|---|\n",
+        );
+        let alone = median(&samples[0]);
+        for (name, samples) in ["nobody is traced", "`trace` of another", "`latency` of another"].iter().zip(&samples) {
+            let _ = writeln!(text, "| {name} | {} | {:.0} |", with_range(samples, 0), median(samples) - alone);
+        }
+        Ok(text)
+    }
+
+    /// Rounds of a second of a stream, in states that take turns.
+    fn stream<const N: usize>(&self, arguments: &[&str], states: [Option<&[&str]>; N]) -> Result<[Vec<Rate>; N]> {
+        let mut workload = self.workload("flood", &[&["--seconds", "1", "--phases"], arguments].concat())?;
+        let pid = workload.pid()?;
+        let mut rates = [const { Vec::new() }; N];
+        for _ in 0..ROUNDS {
+            for (state, rates) in states.iter().zip(&mut rates) {
+                let tracer = state.map(|arguments| self.zmqtrace(pid, arguments)).transpose()?;
+                let before_s = cpu_time_s(pid)?;
+                let measured = workload.go()?;
+                let cpu_s = cpu_time_s(pid)? - before_s;
+                let messages_per_s = number(&measured["msgs_per_s"])?;
+                let messages = messages_per_s * number(&measured["seconds"])?;
+                rates.push(Rate { messages_per_s, cpu_ns: cpu_s * 1e9 / messages });
+                tracer.map(Tracer::stop).transpose()?;
+            }
+        }
+        workload.end()?;
+        Ok(rates)
+    }
+
     /// What it takes to look into a large process, and what that process pays for being watched.
     fn look(&self) -> Result<String> {
         let mut workload = self.workload("scale", &["--sockets", "1000", "--connections", "1000", "--rounds", "80"])?;
@@ -375,6 +489,13 @@ impl Bench {
             writeln!(text, "| peak resident memory besides the ring, MiB | {} | 64 |", with_range(&resident_mib, 1));
         Ok(text)
     }
+}
+
+/// A stream for a while.
+struct Rate {
+    messages_per_s: f64,
+    /// CPU time of the process, by message.
+    cpu_ns: f64,
 }
 
 struct Flood {

@@ -73,7 +73,7 @@ impl Joiner {
                     let (Some(address), Some(fd)) = (connection.engine, connection.fd) else { continue };
                     let Some(inode) = inodes.get(&fd).copied() else { continue };
                     let socket_type = socket.socket_type.and_then(|it| u8::try_from(it).ok()).unwrap_or(u8::MAX);
-                    let engine = Engine { address, layout: engine_layout(layout), socket_type, padding: [0; 5] };
+                    let engine = Engine { address, layout: engine_layout(layout), socket_type, padding: [0; 3] };
                     let key = FdKey { tgid, fd };
                     let _ = self.engines.insert(key, engine, NO_REPLACE);
                     let met = |sent| Met {
@@ -81,7 +81,7 @@ impl Joiner {
                         pid: tgid,
                         fd,
                         inode,
-                        peer_inode: None,
+                        peer_inode: connection.kernel.as_ref().and_then(|kernel| kernel.peer_inode),
                         local: None,
                         remote: None,
                         from_start: false,
@@ -209,6 +209,7 @@ pub fn engine_layout(layout: &Layout) -> EngineLayout {
         message_type: layout.msg_type as u16,
         message_content: layout.msg_content as u16,
         sink: layout.session_pipe_events as u16,
+        padding: 0,
     }
 }
 

@@ -404,10 +404,10 @@ impl Capture {
         }
         let mut told = Vec::new();
         if let Some(joiner) = &mut self.joiner {
-            told = joiner.seed(&snapshot, &fds.sockets);
             // What waits in the kernel's queues now, after the hooks are in.
             snapshot::describe_connections(&mut snapshot, &fds, &KernelSockets::read([process.pid]));
             snapshot.ts_ns = monotonic_ns();
+            told = joiner.seed(&snapshot, &fds.sockets);
         }
         for context in &mut snapshot.contexts {
             context.sockets.retain(|socket| self.generation(process.pid, socket.handle) == 0);

@@ -238,13 +238,20 @@ impl Streams {
         self.receivers.entry(inode).or_default().at_rest_ns.get_or_insert(ts_ns);
     }
 
+    /// Whether one of both ends says so.
+    fn is_encrypted(&self, inode: u64) -> bool {
+        self.endings.get(&inode).is_some_and(|ending| {
+            let other = ending.peer.and_then(|peer| self.endings.get(&peer));
+            ending.is_encrypted || other.is_some_and(|other| other.is_encrypted)
+        })
+    }
+
     /// A system call has sent. `sends`: what is known of the messages that wait to be found in it.
     pub fn wrote(&mut self, wire: &Wire, pipe: Option<PipeId>, has_calls: bool, sends: &Matching) {
         let Some(ending) = self.endings.get_mut(&wire.inode) else { return };
         ending.moved(wire);
-        let (is_encrypted, peer) = (ending.is_encrypted, ending.peer);
-        let is_encrypted =
-            is_encrypted || peer.is_some_and(|peer| self.endings.get(&peer).is_some_and(|it| it.is_encrypted));
+        let peer = ending.peer;
+        let is_encrypted = self.is_encrypted(wire.inode);
         let entry_ns = wire.entry_ns.or_else(|| self.threads.get(&wire.tid).copied());
         self.returned(wire.tid, wire.ts_ns);
         if ending_is_subscriber(&self.endings, wire.inode) || wire.ret <= 0 {
@@ -338,6 +345,7 @@ impl Streams {
         }
         let moved = wire.ret.max(0) as u64;
         let end = wire.position + moved;
+        let is_encrypted = self.is_encrypted(wire.inode);
         let receiver = self.receivers.entry(wire.inode).or_default();
         let origin = wire.sequence.map(|sequence| sequence.wrapping_sub(end as u32));
         if moved > 0 && (wire.gap || (receiver.origin.is_some() && origin.is_some() && receiver.origin != origin)) {
@@ -352,13 +360,17 @@ impl Streams {
             }
             receiver.end.raise(end);
             let frames = wire.frames.as_ref();
+            let messages = frames.map(|frames| u64::from(frames.messages));
+            // Where the walk has just joined, messages of earlier system calls may be among them.
+            let is_joined = receiver.is_walked || wire.from_start;
+            receiver.is_walked = messages.is_some();
             receiver.add(Segment {
                 start: wire.position,
                 end,
                 rx_ns: wire.ts_ns,
                 pipe: counted,
                 has_calls,
-                messages: frames.map(|frames| u64::from(frames.messages)),
+                messages: messages.filter(|_| is_joined && !is_encrypted),
                 is_first: wire.from_start
                     && frames.is_some_and(|frames| frames.total_messages == u64::from(frames.messages)),
                 done: false,
@@ -533,9 +545,9 @@ impl Streams {
             for index in 0..receiver.segments.len() {
                 let next = receiver.next_count(index);
                 let segment = &mut receiver.segments[index];
-                let by_walk = segment.messages.filter(|_| !ending.is_encrypted);
-                let (Some((pipe, before)), Some(messages)) = (segment.pipe, by_walk.or(next)) else {
-                    if forced || segment.pipe.is_none() || receiver.segments.len() > index + 1 {
+                let (Some((pipe, before)), Some(messages)) = (segment.pipe, segment.messages.or(next)) else {
+                    let is_hopeless = segment.pipe.is_none() && !segment.is_unnamed();
+                    if forced || is_hopeless || receiver.segments.len() > index + 1 {
                         receiver.segments[index].done = true;
                         continue;
                     }

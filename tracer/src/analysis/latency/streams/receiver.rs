@@ -15,7 +15,7 @@ pub struct Segment {
     pub(super) rx_ns: u64,
     pub(super) pipe: Option<(PipeId, u64)>,
     pub(super) has_calls: bool,
-    /// Messages that ended in it, by its own walk.
+    /// Messages that ended in it, by its own walk; `None`: it does not say.
     pub(super) messages: Option<u64>,
     /// It has the first messages of its connection: the handshake ended in it, and only then was the pipe made.
     pub(super) is_first: bool,
@@ -28,6 +28,8 @@ pub struct Receiver {
     pub(super) segments: VecDeque<Segment>,
     pub(super) origin: Option<u32>,
     pub(super) end: Aged,
+    /// Whether frames were known in the last system call.
+    pub(super) is_walked: bool,
     /// What the sender's position is more than the receiver's.
     pub(super) difference: Option<i64>,
     /// unix: where both were when a read had drained the socket, to be confirmed by the next send.
