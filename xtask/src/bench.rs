@@ -310,7 +310,8 @@ impl Bench {
     /// What a process pays that nobody traces, while another one is.
     fn bystander(&self) -> Result<String> {
         const BLOCKS: u32 = 500_000;
-        let traced = self.workload("reqrep", &["--role", "both", "--count", "1000", "--phases"])?;
+        let mut traced = self.workload("reqrep", &["--role", "both", "--count", "1000", "--phases"])?;
+        traced.go()?;
         let states: [&[&str]; 3] = [&[], &["trace"], &["latency"]];
         let mut samples = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {

@@ -201,11 +201,11 @@ fn write_fates(name: &str, fates: &Fates, out: &mut Sink) -> io::Result<()> {
 fn pair_name(world: &World, latency: &Latency, pair: &Pair) -> String {
     let name = |party: &Party| match party {
         Party::Socket(socket) => {
-            let process = world.process(socket.pid).map_or("?", |process| &process.name);
+            let process = world.process_name(socket.pid);
             format!("{} of {process}[{}]", latency.socket_name(*socket), socket.pid)
         }
         Party::Process(pid) => {
-            format!("{}[{pid}]", world.process(*pid).map_or("?", |process| &process.name))
+            format!("{}[{pid}]", world.process_name(*pid))
         }
         Party::Remote(address) => address.to_string(),
         Party::Nobody => String::new(),

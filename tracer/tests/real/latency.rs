@@ -3,7 +3,7 @@
 
 use crate::{
     stages::{Program, Report, Truth, Watch, go, nearly_all, now_ns, run},
-    support::{Workload, signal},
+    support::{Tracer, Workload, signal},
 };
 
 /// One process with all ends, of which all must be found.
@@ -470,4 +470,33 @@ fn slow_ones_alone() {
         assert!(whole.is_none_or(|ns| ns > 50_000_000), "{message:?}");
     }
     assert_eq!(report.coverage.received, 1000, "all are counted");
+}
+
+/// Tables meanwhile and bars: what they count adds up to what there was.
+#[test]
+fn intervals_and_bars_add_up() {
+    let [mut receiver, mut sender] = Program::pair(&["--count", "3000"], &["--rate", "3000"]);
+    let pids = format!("{},{}", receiver.pid(), sender.pid());
+    let arguments = ["latency", "--json", "--interval", "200ms", "-p", &pids];
+    let tracer = Tracer::start(arguments).attached();
+    go(&mut [&mut receiver, &mut sender]);
+    let rows = tracer.interrupt().ok().objects();
+    let count = |interval: bool| -> u64 {
+        let rows = rows.iter().filter(|row| row["stage"] == "end_to_end" && row["interval"] == interval);
+        rows.map(|row| row["count"].as_u64().expect("a count")).sum()
+    };
+    let intervals = rows.iter().filter(|row| row["type"] == "latency_coverage" && row["interval"] == true).count();
+    assert!(intervals >= 3, "{intervals} within a second");
+    assert!(count(true) <= count(false), "{} {}", count(true), count(false));
+    assert!(nearly_all(count(false) as usize, 3000), "{}", count(false));
+
+    let [mut receiver, mut sender] = Program::pair(&["--count", "3000"], &[]);
+    let pids = format!("{},{}", receiver.pid(), sender.pid());
+    let tracer = Tracer::start(["latency", "--histogram", "-p", &pids]).attached();
+    go(&mut [&mut receiver, &mut sender]);
+    let finished = tracer.interrupt().ok();
+    let lines = finished.stdout.iter().map(|line| line.trim()).skip_while(|line| *line != "end_to_end").skip(1);
+    let bars = lines.take_while(|line| line.starts_with("< "));
+    let counted: u64 = bars.map(|bar| bar.rsplit(' ').next().and_then(|it| it.parse::<u64>().ok()).expect(bar)).sum();
+    assert!(nearly_all(counted as usize, 3000), "{counted}: {:?}", finished.stdout);
 }
