@@ -339,12 +339,15 @@ impl Bench {
 
     /// Rounds of a second of a stream, in states that take turns.
     fn stream<const N: usize>(&self, arguments: &[&str], states: [Option<&[&str]>; N]) -> Result<[Vec<Rate>; N]> {
-        let mut workload = self.workload("flood", &[&["--seconds", "1", "--phases"], arguments].concat())?;
-        let pid = workload.pid()?;
         let mut rates = [const { Vec::new() }; N];
         for _ in 0..ROUNDS {
             for (state, rates) in states.iter().zip(&mut rates) {
+                // How its threads come to share the CPUs stays with a process for long: each round has its own.
+                let mut workload = self.workload("flood", &[&["--seconds", "1", "--phases"], arguments].concat())?;
+                let pid = workload.pid()?;
                 let tracer = state.map(|arguments| self.zmqtrace(pid, arguments)).transpose()?;
+                // What coming takes has a section of its own.
+                workload.go()?;
                 let before_s = cpu_time_s(pid)?;
                 let measured = workload.go()?;
                 let cpu_s = cpu_time_s(pid)? - before_s;
@@ -352,9 +355,9 @@ impl Bench {
                 let messages = messages_per_s * number(&measured["seconds"])?;
                 rates.push(Rate { messages_per_s, cpu_ns: cpu_s * 1e9 / messages });
                 tracer.map(Tracer::stop).transpose()?;
+                workload.end()?;
             }
         }
-        workload.end()?;
         Ok(rates)
     }
 

@@ -96,6 +96,8 @@ pub struct Options {
     pub fds: bool,
     /// Whether system calls on connections are recorded, those that fail too.
     pub net: bool,
+    /// Whether it matters when those began.
+    pub net_entries: bool,
     /// Whether calls that complete messages say which pipes those went through. Nothing of payloads is copied then.
     pub pipes: bool,
     /// Whether a process needs no libzmq: all its stream sockets are looked at.
@@ -251,7 +253,7 @@ impl Capture {
         let probes =
             attach::attach(&object, &processes, &options.classes, options.fds, options.programs, options.link)?;
         let follower = if options.fds { Some(follow(&mut object, &processes)?) } else { None };
-        if options.net {
+        if options.net && options.net_entries {
             object.attach_raw_tracepoint("syscall_enter", "sys_enter")?;
         }
         if options.net || options.fds {

@@ -79,6 +79,7 @@ pub fn stat(arguments: &Stat) -> Result<(), Error> {
         classes,
         totals: !arguments.wire_only,
         net: arguments.wire_only,
+        net_entries: false,
         wire_only: arguments.wire_only,
         payload_limit: 0,
         interval: arguments.interval,
@@ -185,7 +186,9 @@ fn watch_wire(arguments: &Sockets) -> Result<(), Error> {
         common.duration.get_or_insert(WIRE_DURATION);
     }
     let attach = Attach::to(arguments.pids.clone());
-    let options = Options { net: true, wire_only: true, interval: arguments.watch, ..options(&common, &attach) };
+    let common_options = options(&common, &attach);
+    let options =
+        Options { net: true, net_entries: false, wire_only: true, interval: arguments.watch, ..common_options };
     let (narrow, intervals) = (narrow(&common), arguments.watch.is_some());
     let mut report: Box<dyn Report> = if common.json {
         Box::new(JsonWire::new(narrow, intervals))
@@ -217,6 +220,7 @@ fn options(common: &Common, attach: &Attach) -> Options {
         totals: false,
         fds: false,
         net: false,
+        net_entries: true,
         pipes: false,
         wire_only: false,
         payload_limit: 0,
