@@ -358,7 +358,7 @@ pub enum Loss {
 /// Number of [`Loss`] reasons.
 pub const LOSS_REASONS: u32 = 12;
 
-/// Key of the map that counts the sockets closed at an address.
+/// Key of maps of sockets, or of what is counted at the address of one.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketAddress {

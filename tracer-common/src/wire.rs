@@ -309,18 +309,6 @@ pub struct PipeEnd {
     pub sink: u64,
 }
 
-/// Key of the map of sockets whose pipes are looked at.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct PipedKey {
-    /// The socket's address.
-    pub handle: u64,
-    /// Process.
-    pub tgid: u32,
-    /// Explicit padding.
-    pub padding: u32,
-}
-
 /// A socket whose pipes are looked at.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -419,8 +407,8 @@ pub struct PipeRecord {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        CommandRecord, Engine, PipeCount, PipeKey, PipeRecord, PipeSeen, Piped, PipedKey, Run, Stream, StreamKey,
-        StreamRecord, WireRecord,
+        CommandRecord, Engine, PipeCount, PipeKey, PipeRecord, PipeSeen, Piped, Run, Stream, StreamKey, StreamRecord,
+        WireRecord,
     };
 
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -429,8 +417,6 @@ mod user {
     unsafe impl aya::Pod for Engine {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for PipeRecord {}
-    // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
-    unsafe impl aya::Pod for PipedKey {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
     unsafe impl aya::Pod for Piped {}
     // SAFETY: `repr(C)`, integers only, no implicit padding (see the test of sizes).
@@ -465,7 +451,6 @@ mod tests {
         assert_eq!(size_of::<WireRecord>(), 8 + 16 + 16 + 8 * 8 + 16);
         assert_eq!(size_of::<StreamRecord>(), 40 + size_of::<crate::fds::FdAddress>() + 4);
         assert_eq!(size_of::<CommandRecord>(), 48 + MAX_COMMAND_BYTES);
-        assert_eq!(size_of::<PipedKey>(), 16);
         assert_eq!(size_of::<Piped>(), 32);
         assert_eq!(size_of::<PipeKey>(), 16);
         assert_eq!(size_of::<PipeSeen>(), 88);

@@ -17,11 +17,8 @@ use aya_ebpf::{
 use tracer_common::{
     function::{Class, Cookie},
     limits::{INLINE_DATA_BYTES, MAX_FIRST_MESSAGES, MAX_PIPES, MAX_SOCKET_PIPES},
-    record::{CallRecord, FLAG_DATA_APART, FLAG_DATA_LOST, Loss, RecordKind, SocketConfig},
-    wire::{
-        ADDRESS_BITS, COUNT_UNSURE, Direction, PipeCount, PipeEnd, PipeKey, PipeRecord, PipeSeen, Piped, PipedKey,
-        pipe_id,
-    },
+    record::{CallRecord, FLAG_DATA_APART, FLAG_DATA_LOST, Loss, RecordKind, SocketAddress, SocketConfig},
+    wire::{ADDRESS_BITS, COUNT_UNSURE, Direction, PipeCount, PipeEnd, PipeKey, PipeRecord, PipeSeen, Piped, pipe_id},
 };
 
 use crate::{
@@ -33,7 +30,7 @@ use crate::{
 
 /// Sockets whose pipes are looked at.
 #[map]
-static PIPED: HashMap<PipedKey, Piped> = HashMap::with_max_entries(MAX_PIPES, BPF_F_NO_PREALLOC);
+static PIPED: HashMap<SocketAddress, Piped> = HashMap::with_max_entries(MAX_PIPES, BPF_F_NO_PREALLOC);
 
 /// Their pipes. None is ever removed: another one at its address takes its place.
 #[map]
@@ -60,7 +57,7 @@ const PIPES_LEN: usize = MAX_SOCKET_PIPES as usize;
 struct Look {
     /// The thread. Where the kernel lets another one run on this CPU before we are done, it may be another one's.
     pid_tgid: u64,
-    key: PipedKey,
+    key: SocketAddress,
     /// Names the socket for good, as [`pipe_id`] does a pipe.
     socket: u64,
     /// Of the socket.
@@ -140,7 +137,7 @@ pub fn note(
     let is_of = |class: Class| cookie.class_bit() == class.bit();
     let Some(look) = look() else { return };
     look.pid_tgid = pid_tgid;
-    look.key = PipedKey { handle, tgid: call.tgid, padding: 0 };
+    look.key = SocketAddress { handle, tgid: call.tgid, padding: 0 };
     look.socket = pipe_id(handle, call.generation);
     look.direction = if is_of(Class::Recv) { Direction::Receive } else { Direction::Send } as u32;
     look.changed_len = 0;
@@ -400,7 +397,7 @@ fn put(call: &mut CallRecord, look: &Look, changed: u32) {
 /// A socket is closed.
 #[inline(never)]
 pub fn forget(tgid: u32, handle: u64) {
-    let _ = PIPED.remove(&PipedKey { handle, tgid, padding: 0 });
+    let _ = PIPED.remove(&SocketAddress { handle, tgid, padding: 0 });
 }
 
 #[inline(always)]

@@ -312,7 +312,7 @@ pub fn closed(pid_tgid: u64, fd: i32) {
         let Some(stream) = STREAMS.get_ptr(&key) else { continue };
         // SAFETY: a live map value.
         let known = unsafe { (*stream).sock };
-        if sock_at(&layout, fd).is_none_or(|sock| sock.address != known) {
+        if sock_at(layout, fd).is_none_or(|sock| sock.address != known) {
             let _ = STREAMS.remove(&key);
         }
     }
@@ -321,13 +321,13 @@ pub fn closed(pid_tgid: u64, fd: i32) {
 #[inline(always)]
 fn begin(pid_tgid: u64, fd: i32) {
     let layout = layout();
-    let Some(sock) = sock_at(&layout, fd) else { return };
+    let Some(sock) = sock_at(layout, fd) else { return };
     let tgid = (pid_tgid >> 32) as u32;
     for direction in [Direction::Send, Direction::Receive] {
         let key = StreamKey { tgid, fd, direction: direction as u32 };
         let Some(stream) = new_stream(&key) else { return };
         // SAFETY: a live map value.
-        unsafe { reset(stream, &sock, inode(&layout, sock.file)) };
+        unsafe { reset(stream, &sock, inode(layout, sock.file)) };
         // SAFETY: as above.
         unsafe {
             (*stream).walk = Walk::at_start();
@@ -387,8 +387,8 @@ extern "C" fn wire_connected() -> u64 {
 fn connected(call: &Returned) {
     let fd = call.args[0] as i32;
     let layout = layout();
-    let Some(sock) = sock_at(&layout, fd) else { return };
-    let inode = inode(&layout, sock.file);
+    let Some(sock) = sock_at(layout, fd) else { return };
+    let inode = inode(layout, sock.file);
     if call.ret == 0 || call.ret == -EINPROGRESS {
         begin(call.pid_tgid, fd);
     }
@@ -412,9 +412,9 @@ fn asked(call: &Returned) {
     }
     let fd = call.args[0] as i32;
     let layout = layout();
-    let Some(sock) = sock_at(&layout, fd) else { return };
+    let Some(sock) = sock_at(layout, fd) else { return };
     let Some(error) = read_user::<i32>(call.args[3]) else { return };
-    send_bare(call, fd, inode(&layout, sock.file), -i64::from(error));
+    send_bare(call, fd, inode(layout, sock.file), -i64::from(error));
 }
 
 /// What a system call says that moves nothing.
@@ -591,7 +591,7 @@ fn find_stream(scratch: &mut Scratch) -> bool {
     let tgid = (pid_tgid >> 32) as u32;
     let direction = if sends(number) { Direction::Send } else { Direction::Receive };
     let layout = layout();
-    let Some(sock) = sock_at(&layout, fd) else { return false };
+    let Some(sock) = sock_at(layout, fd) else { return false };
     let key = StreamKey { tgid, fd, direction: direction as u32 };
     let Some(stream) = new_stream(&key) else { return false };
     // SAFETY: a live map value, whose direction no other thread moves at the same time.
@@ -599,14 +599,14 @@ fn find_stream(scratch: &mut Scratch) -> bool {
     if stream.sock == 0 && stream.walk.is_synchronised() {
         // Userspace knows where it is.
         stream.sock = sock.address;
-        stream.inode = inode(&layout, sock.file);
+        stream.inode = inode(layout, sock.file);
     } else if stream.sock != sock.address {
         // SAFETY: as above.
-        unsafe { reset(stream, &sock, inode(&layout, sock.file)) };
+        unsafe { reset(stream, &sock, inode(layout, sock.file)) };
     }
     if stream.is_introduced == 0 {
         let from_start = stream.from_start.into();
-        stream.is_introduced = wire_introduce(stream.inode, peer_inode(&layout, &sock), from_start) as u8;
+        stream.is_introduced = wire_introduce(stream.inode, peer_inode(layout, &sock), from_start) as u8;
     }
     scratch.key = key;
     let record = &mut scratch.record;
@@ -633,7 +633,7 @@ fn find_stream(scratch: &mut Scratch) -> bool {
     record.commands = 0;
     record.runs = 0;
     if sock.is_tcp {
-        follow_sequence(&layout, &sock, direction, stream, record, scratch.len);
+        follow_sequence(layout, &sock, direction, stream, record, scratch.len);
     }
     true
 }

@@ -101,6 +101,11 @@ impl Bench {
         Tracer::start(&mut command, "attached to")
     }
 
+    /// The same; without arguments nobody is at work.
+    fn zmqtrace_or_none(&self, pid: u32, arguments: &[&str]) -> Result<Option<Tracer>> {
+        if arguments.is_empty() { Ok(None) } else { self.zmqtrace(pid, arguments).map(Some) }
+    }
+
     fn output(&self) -> PathBuf {
         self.scratch.join("bench-output")
     }
@@ -118,7 +123,7 @@ impl Bench {
         let mut samples = vec![Vec::new(); STATES.len()];
         for _ in 0..ROUNDS {
             for ((_, arguments), samples) in STATES.iter().zip(&mut samples) {
-                let tracer = if arguments.is_empty() { None } else { Some(self.zmqtrace(workload.pid()?, arguments)?) };
+                let tracer = self.zmqtrace_or_none(workload.pid()?, arguments)?;
                 samples.push(number(&workload.go()?["ns_per_send"])?);
                 tracer.map(Tracer::stop).transpose()?;
             }
@@ -256,7 +261,7 @@ impl Bench {
              | pace | untraced, messages/s | traced, messages/s | lost, % | limit, % |\n|---|---|---|---|---|\n",
         );
         for (pace, arguments, limit) in PACES {
-            let states = [None, Some(&["stat", "--wire-only"][..])];
+            let states = [&[][..], &["stat", "--wire-only"]];
             let [untraced, traced] = self.stream(arguments, states)?;
             let lost: Vec<f64> = untraced
                 .iter()
@@ -286,12 +291,7 @@ impl Bench {
              `latency`, messages/s |\n|---|---|---|---|---|---|---|\n",
         );
         for (pace, arguments) in [("50,000 messages/s", &["--rate", "50000"][..]), ("as fast as it can", &[][..])] {
-            let states = [
-                None,
-                Some(&["stat", "--wire-only"][..]),
-                Some(&["trace", "-e", "send,recv", "-s", "0"][..]),
-                Some(&["latency"][..]),
-            ];
+            let states = [&[][..], &["stat", "--wire-only"], &["trace", "-e", "send,recv", "-s", "0"], &["latency"]];
             let rounds = self.stream(arguments, states)?;
             let costs = rounds.each_ref().map(|it| it.iter().map(|rate| rate.cpu_ns).collect::<Vec<_>>());
             let [untraced, wire, calls, latency] = costs.each_ref().map(|costs| median(costs));
@@ -316,7 +316,7 @@ impl Bench {
         let mut samples = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
             for (arguments, samples) in states.iter().zip(&mut samples) {
-                let tracer = if arguments.is_empty() { None } else { Some(self.zmqtrace(traced.pid()?, arguments)?) };
+                let tracer = self.zmqtrace_or_none(traced.pid()?, arguments)?;
                 let begin = Instant::now();
                 let mut copy = Command::new("dd");
                 copy.args(["if=/dev/zero", "of=/dev/null", "bs=1"]).arg(format!("count={BLOCKS}"));
@@ -338,14 +338,14 @@ impl Bench {
     }
 
     /// Rounds of a second of a stream, in states that take turns.
-    fn stream<const N: usize>(&self, arguments: &[&str], states: [Option<&[&str]>; N]) -> Result<[Vec<Rate>; N]> {
+    fn stream<const N: usize>(&self, arguments: &[&str], states: [&[&str]; N]) -> Result<[Vec<Rate>; N]> {
         let mut rates = [const { Vec::new() }; N];
         for _ in 0..ROUNDS {
-            for (state, rates) in states.iter().zip(&mut rates) {
+            for (state, rates) in states.into_iter().zip(&mut rates) {
                 // How its threads come to share the CPUs stays with a process for long: each round has its own.
                 let mut workload = self.workload("flood", &[&["--seconds", "1", "--phases"], arguments].concat())?;
                 let pid = workload.pid()?;
-                let tracer = state.map(|arguments| self.zmqtrace(pid, arguments)).transpose()?;
+                let tracer = self.zmqtrace_or_none(pid, state)?;
                 // What coming takes has a section of its own.
                 workload.go()?;
                 let before_s = cpu_time_s(pid)?;

@@ -12,9 +12,10 @@ use aya::maps::{HashMap, MapData};
 use tracer_common::{
     fds::FdKey,
     limits::MAX_PIPES,
+    record::SocketAddress,
     wire::{
         DECODER_BEFORE_ENCODER, Direction as RawDirection, Engine, EngineLayout, PipeEnd, PipeKey, PipeSeen, Piped,
-        PipedKey, Stream, StreamKey, pipe_id,
+        Stream, StreamKey, pipe_id,
     },
     zmtp::{Walk, is_old},
 };
@@ -43,7 +44,7 @@ const DECODER_BYTES: u64 = 4096;
 pub struct Joiner {
     engines: HashMap<MapData, FdKey, Engine>,
     streams: HashMap<MapData, StreamKey, Stream>,
-    piped: HashMap<MapData, PipedKey, Piped>,
+    piped: HashMap<MapData, SocketAddress, Piped>,
     pipes: HashMap<MapData, PipeKey, PipeSeen>,
 }
 
@@ -52,7 +53,7 @@ impl Joiner {
     pub const fn new(
         engines: HashMap<MapData, FdKey, Engine>,
         streams: HashMap<MapData, StreamKey, Stream>,
-        piped: HashMap<MapData, PipedKey, Piped>,
+        piped: HashMap<MapData, SocketAddress, Piped>,
         pipes: HashMap<MapData, PipeKey, PipeSeen>,
     ) -> Self {
         Self { engines, streams, piped, pipes }
@@ -94,9 +95,7 @@ impl Joiner {
                             let ts_ns = monotonic_ns();
                             Event::Command(Command { ts_ns, pid: tgid, tid: tgid, fd, inode, direction, content })
                         }));
-                    } else if let Some((pipe, sent)) = self.seed_connection(&memory, key, &engine) {
-                        let (ts_ns, handle, peer) = (monotonic_ns(), socket.handle, pipe);
-                        found.push(Event::Pipe(Pipe { ts_ns, pid: tgid, handle, pipe: sent.pipe, peer, inode: None }));
+                    } else if let Some(sent) = self.seed_connection(&memory, key, &engine) {
                         found.push(Event::Stream(met(Some(sent))));
                     }
                 }
@@ -128,14 +127,9 @@ impl Joiner {
         begun.said
     }
 
-    /// Tells the kernel side of the directions of a connection that are between two frames. Returns the connection's
-    /// end of its pipe, and what of that is sent, if all is that was taken out of it.
-    fn seed_connection(
-        &mut self,
-        memory: &Memory,
-        FdKey { tgid, fd }: FdKey,
-        engine: &Engine,
-    ) -> Option<(u64, PipeCount)> {
+    /// Tells the kernel side of the directions of a connection that are between two frames. Returns what it has sent of
+    /// its pipe, if that is all that was taken out of it.
+    fn seed_connection(&mut self, memory: &Memory, FdKey { tgid, fd }: FdKey, engine: &Engine) -> Option<PipeCount> {
         let mut walk = Walk::unknown();
         walk.join(0, speaks_old(memory, engine)?);
         let mut sent = None;
@@ -144,7 +138,7 @@ impl Joiner {
             let taken = taken(memory, engine);
             if self.streams.insert(key, Stream::walked(walk), NO_REPLACE).is_ok() {
                 // What was taken out since, if anything, makes this too much: then nothing fits it.
-                sent = taken.filter(|(_, taken)| taken.whole);
+                sent = taken.filter(|taken| taken.whole);
             }
         }
         if awaits_frame(memory, engine) == Some(true) {
@@ -184,7 +178,7 @@ impl Joiner {
             socket_type: socket.socket_type? as u32,
             ..Piped::default()
         };
-        let _ = self.piped.insert(PipedKey { handle, tgid, padding: 0 }, piped, NO_REPLACE);
+        let _ = self.piped.insert(SocketAddress { handle, tgid, padding: 0 }, piped, NO_REPLACE);
         Some(found)
     }
 }
@@ -249,19 +243,18 @@ pub fn sends_next_frame(memory: &Memory, engine: &Engine) -> Option<bool> {
     Some(is_sent && (message == 0 || (to_write == 0 && ends_message)))
 }
 
-/// The connection's end of its pipe, and the messages that it has taken out of that.
-fn taken(memory: &Memory, engine: &Engine) -> Option<(u64, PipeCount)> {
+/// The messages that a connection has taken out of its pipe.
+fn taken(memory: &Memory, engine: &Engine) -> Option<PipeCount> {
     let layout = &engine.layout;
     let session = memory.read_u64(engine.address + u64::from(layout.session)).ok()?;
     let own = memory.read_u64(session + u64::from(layout.pipe)).ok()?;
     let end = pipe_end(memory, own, layout.counts.into())?;
-    let count = PipeCount {
+    Some(PipeCount {
         pipe: pipe_id(end.peer, 0),
         count: end.read,
         unsure: false,
         whole: memory.read_u64(session + u64::from(layout.incomplete)).ok()? as u8 == 0,
-    };
-    Some((own, count))
+    })
 }
 
 /// Whether the decoder has dealt with all that was received, and awaits one byte.

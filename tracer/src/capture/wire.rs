@@ -206,8 +206,8 @@ fn short_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(usize::from(*len).min(rest.len())))
 }
 
-/// Names and values of a READY or INITIATE: a name behind its length in one byte, a value behind its length in four. Ends where
-/// that is not all there.
+/// Names and values of a READY or INITIATE: a name behind its length in one byte, a value behind its length in four. Ends
+/// where that is not all there.
 struct Properties<'data>(&'data [u8]);
 
 impl<'data> Iterator for Properties<'data> {

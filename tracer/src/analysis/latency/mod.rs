@@ -324,8 +324,8 @@ impl Latency {
             Event::Stream(stream) => {
                 self.streams.met(stream);
                 if let Some(sent) = &stream.sent {
-                    let pipe = self.pipes.at(stream.pid, sent.pipe);
-                    self.streams.rests(stream.inode, pipe, sent.count, stream.ts_ns);
+                    let number = Number { pipe: PipeId::new(stream.pid, sent.pipe), number: sent.count };
+                    self.streams.rests(stream.inode, number, stream.ts_ns);
                 }
             }
             Event::Command(command) => self.command(command),

@@ -583,6 +583,17 @@ impl Sim {
         }
         whole
     }
+
+    /// Of the same events some get lost, one in so many: what is said then is right, too.
+    fn check_with_losses(&self, events: &[Event], losses: &[u64], chance: &mut Chance) {
+        for loss in losses {
+            let can_be = |event: &Event| matches!(event, Event::Call(_) | Event::Wire(_) | Event::Pipe(_));
+            let some: Vec<_> =
+                events.iter().filter(|event| !can_be(event) || chance.below(*loss) != 0).cloned().collect();
+            let (messages, _) = run(&some);
+            self.check(&messages);
+        }
+    }
 }
 
 fn last_start(ends: &[(u64, u64, usize)], end: u64) -> u64 {
@@ -1283,15 +1294,7 @@ fn whatever_happens_no_match_is_wrong() {
                 "{seed}: {sent:?} {received:?}"
             );
         }
-        for loss in [2, 10, 60] {
-            let mut some = events.clone();
-            some.retain(|event| {
-                let can_be = matches!(event, Event::Call(_) | Event::Wire(_) | Event::Pipe(_));
-                !can_be || chance.below(loss) != 0
-            });
-            let (messages, _) = run(&some);
-            sim.check(&messages);
-        }
+        sim.check_with_losses(&events, &[2, 10, 60], &mut chance);
     }
 }
 
@@ -1323,15 +1326,7 @@ fn numbers_that_begin_anew_make_no_wrong_match() {
         let (messages, _) = run(&sim.events);
         matched[0] += sim.check(&messages);
         matched[1] += sim.truths.iter().filter(|truth| truth.received_ns.is_some()).count();
-        for loss in [2, 3, 10, 40] {
-            let mut some = sim.events.clone();
-            some.retain(|event| {
-                let can_be = matches!(event, Event::Call(_) | Event::Wire(_) | Event::Pipe(_));
-                !can_be || chance.below(loss) != 0
-            });
-            let (messages, _) = run(&some);
-            sim.check(&messages);
-        }
+        sim.check_with_losses(&sim.events, &[2, 3, 10, 40], &mut chance);
     }
     assert!(matched[0] * 1000 >= matched[1] * 990, "{matched:?}");
 }
@@ -1365,13 +1360,29 @@ fn attached_at_any_moment() {
         let (messages, latency) = run(&sim.events);
         let whole = sim.check(&messages);
         assert_eq!(whole, sim.truths.len() - later, "{seed}: {:?}", latency.coverage());
-        for loss in [2, 10, 60] {
-            let mut some = sim.events.clone();
-            some.retain(|event| !matches!(event, Event::Call(_) | Event::Wire(_)) || chance.below(loss) != 0);
-            let (messages, _) = run(&some);
-            sim.check(&messages);
+        sim.check_with_losses(&sim.events, &[2, 10, 60], &mut chance);
+    }
+}
+
+/// An encrypted connection, to which all kinds of things happen in so many steps, and what is found of its messages: how
+/// many wholly, and the fates of those sent.
+fn encrypted(seed: u64, chance: &mut Chance, steps: u32, has_commands: bool) -> (Sim, u64, Fates) {
+    let (mut sim, link) = pair(seed.is_multiple_of(2).then_some(seed as u32));
+    sim.encrypt(link);
+    let most_parts = seed % 3 + 1;
+    for step in 0..steps {
+        sim.step_encrypted(chance, link, most_parts);
+        if has_commands && step % 100 == 50 {
+            sim.command(link);
         }
     }
+    sim.drain(link);
+    sim.end();
+    sim.events.sort_by_key(Event::ts_ns);
+    let (messages, latency) = run(&sim.events);
+    let whole = sim.check(&messages) as u64;
+    let Coverage { sent, .. } = latency.coverage();
+    (sim, whole, sent)
 }
 
 /// Encryption hides which frames are parts: what is not certain is not matched, the rest is.
@@ -1379,25 +1390,9 @@ fn attached_at_any_moment() {
 fn encrypted_parts_make_no_wrong_match() {
     for seed in 0..200 {
         let mut chance = Chance(77 + seed);
-        let (mut sim, link) = pair((seed % 2 == 0).then_some(seed as u32));
-        sim.encrypt(link);
-        let most_parts = seed % 3 + 1;
-        for _ in 0..500 {
-            sim.step_encrypted(&mut chance, link, most_parts);
-        }
-        sim.drain(link);
-        sim.end();
-        sim.events.sort_by_key(Event::ts_ns);
-        let (messages, latency) = run(&sim.events);
-        let whole = sim.check(&messages) as u64;
-        let Coverage { sent, .. } = latency.coverage();
+        let (sim, whole, sent) = encrypted(seed, &mut chance, 500, false);
         assert_eq!(whole, sent.all, "{seed}: {sent:?}");
-        for loss in [2, 10, 40] {
-            let mut some = sim.events.clone();
-            some.retain(|event| !matches!(event, Event::Call(_) | Event::Wire(_)) || chance.below(loss) != 0);
-            let (messages, _) = run(&some);
-            sim.check(&messages);
-        }
+        sim.check_with_losses(&sim.events, &[2, 10, 40], &mut chance);
     }
 }
 
@@ -1405,22 +1400,7 @@ fn encrypted_parts_make_no_wrong_match() {
 #[test]
 fn encrypted_commands_make_no_wrong_match() {
     for seed in 0..200 {
-        let mut chance = Chance(99 + seed);
-        let (mut sim, link) = pair((seed % 2 == 0).then_some(seed as u32));
-        sim.encrypt(link);
-        let most_parts = seed % 3 + 1;
-        for step in 0..900 {
-            sim.step_encrypted(&mut chance, link, most_parts);
-            if step % 100 == 50 {
-                sim.command(link);
-            }
-        }
-        sim.drain(link);
-        sim.end();
-        sim.events.sort_by_key(Event::ts_ns);
-        let (messages, latency) = run(&sim.events);
-        let whole = sim.check(&messages) as u64;
-        let Coverage { sent, .. } = latency.coverage();
+        let (_, whole, sent) = encrypted(seed, &mut Chance(99 + seed), 900, true);
         assert_eq!(whole, sent.matched);
         assert!(whole < sent.all && whole * 10 > sent.all * 5, "{seed}: {sent:?}");
         assert_eq!(sent.unmatched.keys().collect::<Vec<_>>(), [&Reason::Ambiguous], "{seed}: {sent:?}");

@@ -186,11 +186,9 @@ impl Streams {
         }
     }
 
-    /// An end was found between two messages, so many of which it had sent.
-    pub fn rests(&mut self, inode: u64, pipe: Option<PipeId>, messages: u64, ts_ns: u64) {
-        if let Some(pipe) = pipe {
-            self.senders.entry(inode).or_default().rest(pipe, messages, ts_ns);
-        }
+    /// An end was found between two messages, of which it had sent those up to this one.
+    pub fn rests(&mut self, inode: u64, last: Number, ts_ns: u64) {
+        self.senders.entry(inode).or_default().rest(last, ts_ns);
     }
 
     /// Looks for the other end.

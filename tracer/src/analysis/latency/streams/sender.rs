@@ -224,10 +224,10 @@ impl Sender {
         bytes
     }
 
-    /// It was found between two messages, so many of which it had sent.
-    pub(super) fn rest(&mut self, pipe: PipeId, messages: u64, ts_ns: u64) {
+    /// It was found between two messages, of which it had sent those up to this one.
+    pub(super) fn rest(&mut self, last: Number, ts_ns: u64) {
         self.is_past_rest = true;
-        self.parts.mark(pipe, Mark { frames: 0, messages, ts_ns });
+        self.parts.mark(last.pipe, Mark { frames: 0, messages: last.number, ts_ns });
     }
 
     /// Whether what tcp says does not go on from what it said.
